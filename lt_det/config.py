@@ -1,0 +1,81 @@
+"""The keys that lt_det adds to a Detectron2 configuration, with their defaults.
+
+Everything of ours lives under ``MODEL.LT``, ``DATALOADER.LT``, ``DATASETS.LT``, ``SOLVER.LT``
+and ``TEST.LT``; no key of Detectron2 is redefined.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+LOSS_PARAMS = "MODEL.LT.LOSS.PARAMS"
+
+
+def add_lt_config(cfg: CN) -> CN:
+    """Add lt_det's keys to `cfg`, in place.
+
+    Returns:
+        `cfg`.
+    """
+    cfg.MODEL.LT = CN()
+    # The classification loss of the head. Names: lt_det.losses.LOSS_REGISTRY.
+    cfg.MODEL.LT.LOSS = CN()
+    cfg.MODEL.LT.LOSS.NAME = "SoftmaxCE"
+    # Parameters of the loss, checked against its constructor,
+    # e.g. {gamma: 12.0, mu: 0.8, alpha: 4.0}.
+    cfg.MODEL.LT.LOSS.PARAMS = CN(new_allowed=True)
+
+    # "" takes the classifier that the loss asks for; "linear" or "cosine" overrides it.
+    cfg.MODEL.LT.CLASSIFIER = CN()
+    cfg.MODEL.LT.CLASSIFIER.NAME = ""
+    # Factor on the cosine. 20 is Seesaw's, 30 is Softmax-EQL's and GCL's.
+    cfg.MODEL.LT.CLASSIFIER.SCALE = 20.0
+    # Standard deviation of a linear classifier's initial weights.
+    cfg.MODEL.LT.CLASSIFIER.INIT_STD = 0.01
+    # Probability that every output starts with, through the bias. -1: what the loss asks for
+    # (0.001 for the sigmoid losses, none for the softmax losses). 0: no prior.
+    cfg.MODEL.LT.CLASSIFIER.PRIOR_PROB = -1.0
+
+    # Training examples per class. Empty: counted from DATASETS.TRAIN at the start of a run and
+    # written here, so that config.yaml holds what the loss was built with.
+    cfg.MODEL.LT.CLASS_COUNTS = []
+    # What is counted: "instances" (boxes) or "images" (that hold the class).
+    cfg.MODEL.LT.COUNT_UNIT = "instances"
+
+    cfg.DATASETS.LT = CN()
+    # Own data sets, without code. A list of
+    # {name: my_train, json: /path/train.json, images: /path/images, format: lvis | coco}.
+    cfg.DATASETS.LT.REGISTER = []
+    # r / c / f borders in training images of a class: r <= first, c <= second, f above.
+    # Used where the annotation file has no `frequency` of its own.
+    cfg.DATASETS.LT.GROUP_BORDERS = (10, 100)
+    # Where class counts are cached. "" is <DETECTRON2_DATASETS>/lt_det_cache.
+    cfg.DATASETS.LT.CACHE_DIR = ""
+
+    cfg.DATALOADER.LT = CN()
+    # An image file that is missing, truncated or of another size than its annotation says:
+    # "error" stops and names it, "skip" takes the next image of the set and counts.
+    cfg.DATALOADER.LT.BAD_IMAGE = "error"
+
+    cfg.SOLVER.LT = CN()
+    # Forward/backward passes per optimiser step. SOLVER.IMS_PER_BATCH stays the number of
+    # images of one step, over all ranks and passes, so the learning rate needs no change.
+    cfg.SOLVER.LT.ACCUMULATION_STEPS = 1
+
+    cfg.TEST.LT = CN()
+    # Metric that decides which checkpoint is kept as model_best.pth, e.g. "segm/APr"; with
+    # several test sets "lvis_v1_val/segm/APr". "": none is kept. Needs TEST.EVAL_PERIOD > 0.
+    cfg.TEST.LT.BEST_METRIC = ""
+    return cfg
+
+
+def open_loss_params(cfg: CN, opts: list[str]) -> None:
+    """Let command-line `opts` set loss parameters that no YAML has named before.
+
+    ``merge_from_list`` refuses keys that do not exist; under ``MODEL.LT.LOSS.PARAMS`` any name
+    is allowed here and checked later against the constructor of the loss.
+    """
+    for key in opts[0::2]:
+        if key.startswith(LOSS_PARAMS + "."):
+            name = key[len(LOSS_PARAMS) + 1 :]
+            cfg.MODEL.LT.LOSS.PARAMS.setdefault(name, None)

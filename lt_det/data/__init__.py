@@ -1,0 +1,31 @@
+"""Records, class counts, samplers and loaders.
+
+Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val``; nothing is
+generated or read until one of them is used.
+"""
+
+from lt_det.data.class_counts import ClassCounts, count_classes, get_class_counts
+from lt_det.data.datasets import (
+    DatasetInfo,
+    dataset_info,
+    get_records,
+    load_lvis_format,
+    register_from_config,
+    register_lvis_format,
+    register_synthetic,
+)
+
+register_synthetic()
+
+__all__ = [
+    "ClassCounts",
+    "DatasetInfo",
+    "count_classes",
+    "dataset_info",
+    "get_class_counts",
+    "get_records",
+    "load_lvis_format",
+    "register_from_config",
+    "register_lvis_format",
+    "register_synthetic",
+]

@@ -1,0 +1,315 @@
+"""How many images and instances each class has, cached with a fingerprint of the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from lt_det.data.datasets.lvis_format import (
+    Source,
+    dataset_info,
+    find_source,
+    get_records,
+    parse_json,
+)
+from lt_det.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+# Raise it when the rules for what counts change: older caches are then rebuilt.
+CACHE_VERSION = 1
+# Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
+# as counting it.
+HASHED_BYTES = 2**20
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one-bool equality: compare `fingerprint`
+class ClassCounts:
+    """Training examples per class of one data set or of several added up.
+
+    Attributes:
+        names: (C,) class names, by contiguous class id.
+        images: (C,) int64, images that hold the class.
+        instances: (C,) int64, annotations of the class. Crowds, and what the loader skips,
+            count in neither.
+        groups: (C,) 'r', 'c' or 'f'.
+        num_images: all images, also those without annotations.
+        fingerprint: hex digest of `names`, `images` and `instances`.
+        source: the data sets, joined by " + ".
+    """
+
+    names: tuple[str, ...]
+    images: np.ndarray
+    instances: np.ndarray
+    groups: tuple[str, ...]
+    num_images: int
+    fingerprint: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _SetCounts:
+    """Counts of one data set; `frequency` is None unless the file has one for each class."""
+
+    names: tuple[str, ...]
+    images: np.ndarray
+    instances: np.ndarray
+    frequency: tuple[str, ...] | None
+    num_images: int
+
+
+def count_classes(records: Sequence[dict], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count images and instances of each class.
+
+    Args:
+        records: Detectron2 dataset dicts. Annotations with `iscrowd` do not count.
+        num_classes: C.
+
+    Returns:
+        (C,) int64 images that hold the class at least once, and (C,) int64 instances.
+
+    Raises:
+        DataError: a category id that is not in 0..C-1.
+    """
+    ids = [
+        [ann["category_id"] for ann in record.get("annotations", ()) if not ann.get("iscrowd")]
+        for record in records
+    ]
+    per_image = np.array([len(i) for i in ids], dtype=np.int64)
+    classes = np.fromiter((c for i in ids for c in i), dtype=np.int64, count=per_image.sum())
+    image_index = np.repeat(np.arange(len(ids)), per_image)
+    wrong = np.flatnonzero((classes < 0) | (classes >= num_classes))
+    if len(wrong):
+        record = records[image_index[wrong[0]]]
+        raise DataError(
+            f"category id {classes[wrong[0]]} of image {record.get('file_name')} "
+            f"(image id {record.get('image_id')}) is not in 0..{num_classes - 1}"
+        )
+    instances = np.bincount(classes, minlength=num_classes)
+    pairs = np.unique(image_index * num_classes + classes)
+    images = np.bincount(pairs % max(num_classes, 1), minlength=num_classes)
+    return images.astype(np.int64), instances.astype(np.int64)
+
+
+def fingerprint_of(names: Sequence[str], images: np.ndarray, instances: np.ndarray) -> str:
+    """SHA-256 hex digest of the class names and counts."""
+    content = [list(names), np.asarray(images).tolist(), np.asarray(instances).tolist()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def get_class_counts(
+    dataset_names: Sequence[str] | str,
+    *,
+    cache_dir: str | None = None,
+    borders: Sequence[int] = (10, 100),
+) -> ClassCounts:
+    """Counts of one or several registered data sets, added up. Needs no image.
+
+    The groups are the `frequency` of the annotation files where every class of every set has
+    one and all agree, otherwise they follow from the image counts.
+
+    Args:
+        dataset_names: registered names; all with the same class list.
+        cache_dir: where counts are kept; None or "" is ``$DETECTRON2_DATASETS/lt_det_cache``.
+            A folder that cannot be written means no cache, not an error.
+        borders: the last image count of group r and of group c.
+
+    Raises:
+        ConfigError: no data set or an unknown one; class lists that differ; bad `borders`.
+        MissingFileError, DataError: see `lvis_format.load_lvis_format`.
+    """
+    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    if not names:
+        raise ConfigError("no data set to count classes of: DATASETS.TRAIN is empty")
+    cache_dir = cache_dir or default_cache_dir()
+    sets = [_counts_of(name, cache_dir) for name in names]
+    for name, counts in zip(names[1:], sets[1:], strict=True):
+        _check_same_classes(names[0], sets[0].names, name, counts.names)
+    images = np.sum([s.images for s in sets], axis=0)
+    instances = np.sum([s.instances for s in sets], axis=0)
+    return ClassCounts(
+        names=sets[0].names,
+        images=images,
+        instances=instances,
+        groups=_groups(sets, images, borders),
+        num_images=sum(s.num_images for s in sets),
+        fingerprint=fingerprint_of(sets[0].names, images, instances),
+        source=" + ".join(names),
+    )
+
+
+def default_cache_dir() -> str:
+    """``$DETECTRON2_DATASETS/lt_det_cache``, with Detectron2's default root ``datasets``."""
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    return os.path.join(root, "lt_det_cache")
+
+
+def _check_same_classes(first: str, a: tuple[str, ...], second: str, b: tuple[str, ...]) -> None:
+    if len(a) != len(b):
+        raise ConfigError(
+            f"data sets {first!r} and {second!r} have {len(a)} and {len(b)} classes; "
+            "sets that are trained on together need the same class list"
+        )
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        if x != y:
+            raise ConfigError(
+                f"class {i} is {x!r} in data set {first!r} but {y!r} in {second!r}; "
+                "sets that are trained on together need the same class list"
+            )
+
+
+def _groups(sets: list[_SetCounts], images: np.ndarray, borders: Sequence[int]) -> tuple[str, ...]:
+    # Here, because lt_det.evaluation's evaluators import lt_det.data.
+    from lt_det.evaluation.groups import groups_from_counts
+
+    by_count = tuple(groups_from_counts(images, borders))
+    frequencies = {s.frequency for s in sets}
+    if len(frequencies) > 1:
+        logger.info("The data sets disagree on `frequency`: groups come from image counts.")
+        return by_count
+    return frequencies.pop() or by_count
+
+
+def _counts_of(name: str, cache_dir: str) -> _SetCounts:
+    """Counts of one data set, from the cache if it is there and fits the annotation file."""
+    source = find_source(name)
+    if source is None or not _is_local_file(source.json_file):
+        return _count(name)
+    stamp = source_stamp(source)
+    path = cache_path(source, cache_dir)
+    cached = _read_cache(path, stamp)
+    if cached is not None:
+        return cached
+    counts = _count(name)
+    _write_cache(path, stamp, counts)
+    return counts
+
+
+def _count(name: str) -> _SetCounts:
+    """Counts of one data set, from its records."""
+    records = get_records(name, need_images=False)
+    meta = MetadataCatalog.get(name)
+    if meta.get("json_file") is not None and find_source(name) is not None:
+        info = dataset_info(name)
+        names, frequency = info.class_names, info.frequency
+    else:
+        names, frequency = meta.get("thing_classes"), None
+    if names is None:
+        raise ConfigError(
+            f"data set {name!r} has no class list: neither an annotation file in LVIS or COCO "
+            "form nor `thing_classes` in its metadata"
+        )
+    images, instances = count_classes(records, len(names))
+    logger.info(
+        f"Counted {instances.sum()} instances of {len(names)} classes "
+        f"in {len(records)} images of {name}"
+    )
+    frequency = None if frequency is None else tuple(frequency)
+    return _SetCounts(tuple(names), images, instances, frequency, len(records))
+
+
+# ---- cache -----------------------------------------------------------------------------------
+
+
+def _is_local_file(path: str) -> bool:
+    return "://" not in path and PathManager.isfile(path)
+
+
+def source_stamp(source: Source) -> dict:
+    """What tells whether an annotation file is still the one that was counted."""
+    stat = os.stat(source.json_file)
+    digest = hashlib.sha256()
+    with open(source.json_file, "rb") as f:
+        digest.update(f.read(HASHED_BYTES))
+        f.seek(max(0, stat.st_size - HASHED_BYTES))
+        digest.update(f.read(HASHED_BYTES))
+    return {
+        "version": CACHE_VERSION,
+        "path": os.path.abspath(source.json_file),
+        "format": source.file_format,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256_of_ends": digest.hexdigest(),
+    }
+
+
+def cache_path(source: Source, cache_dir: str) -> str:
+    """Cache file of an annotation file: its base name and a digest of where it lies."""
+    stem = os.path.splitext(os.path.basename(source.json_file))[0]
+    place = f"{os.path.abspath(source.json_file)}\n{source.file_format}"
+    return os.path.join(cache_dir, f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json")
+
+
+def _read_cache(path: str, stamp: dict) -> _SetCounts | None:
+    """The cached counts; None, with a log line that says why, if they cannot be used."""
+    try:
+        with open(path, "rb") as f:
+            content = parse_json(f.read(), path)
+    except FileNotFoundError:
+        return None
+    except (OSError, DataError) as e:
+        logger.warning(f"Class counts are counted again, the cache is unreadable: {e}")
+        return None
+    if not isinstance(content, dict) or content.get("stamp") != stamp:
+        logger.info(
+            f"Class counts are counted again: {stamp['path']} is not what {path} was made from"
+        )
+        return None
+    counts = _decode(content)
+    if counts is None:
+        logger.warning(f"Class counts are counted again: {path} is damaged")
+    return counts
+
+
+def _decode(content: dict) -> _SetCounts | None:
+    """Counts of a cache file's content; None if it does not fit its own fingerprint."""
+    try:
+        names, frequency = tuple(content["names"]), content["frequency"]
+        images = np.array(content["images"], dtype=np.int64)
+        instances = np.array(content["instances"], dtype=np.int64)
+        if content["fingerprint"] != _cache_fingerprint(content):
+            return None
+        frequency = None if frequency is None else tuple(frequency)
+        return _SetCounts(names, images, instances, frequency, content["num_images"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _cache_fingerprint(content: dict) -> str:
+    body = {key: value for key, value in content.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _write_cache(path: str, stamp: dict, counts: _SetCounts) -> None:
+    """Write the cache file in one step, so that other processes see all of it or nothing."""
+    content = {
+        "stamp": stamp,
+        "names": list(counts.names),
+        "images": counts.images.tolist(),
+        "instances": counts.instances.tolist(),
+        "frequency": None if counts.frequency is None else list(counts.frequency),
+        "num_images": counts.num_images,
+    }
+    content["fingerprint"] = _cache_fingerprint(content)
+    temporary = None
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=os.path.dirname(path), suffix=".tmp", delete=False
+        ) as f:
+            temporary = f.name
+            json.dump(content, f)
+        os.replace(temporary, path)
+    except OSError as e:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        logger.info(f"Class counts are not cached: {e}")

@@ -1,0 +1,75 @@
+"""Own data sets from the configuration, without code."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from lt_det.data.datasets.lvis_format import FORMATS, register_lvis_format
+from lt_det.errors import ConfigError
+
+KEY = "DATASETS.LT.REGISTER"
+REQUIRED = ("name", "json", "images")
+ACCEPTED = (*REQUIRED, "format")
+
+
+def register_from_config(cfg) -> list[str]:
+    """Register the data sets that ``DATASETS.LT.REGISTER`` lists. Reads none of them.
+
+    Each entry is ``{name: my_train, json: /path/train.json, images: /path/images, format: lvis}``;
+    `format` is "lvis" unless given. ``~`` and environment variables in paths are expanded,
+    relative paths start at the current directory. A second call with the same entries changes
+    nothing.
+
+    Returns:
+        The names, in the order of the list.
+
+    Raises:
+        ConfigError: an entry with a missing, unknown or empty key, an environment variable that
+            is not set, or a name that is taken.
+    """
+    entries = cfg.DATASETS.LT.REGISTER
+    if not isinstance(entries, (list, tuple)):
+        raise ConfigError(
+            f"{KEY} must be a list of {{name, json, images, format}}, "
+            f"got a {type(entries).__name__}"
+        )
+    for i, entry in enumerate(entries):
+        _check_entry(entry, f"{KEY}[{i}]")
+        register_lvis_format(
+            entry["name"],
+            _expand_path(entry["json"], f"{KEY}[{i}].json"),
+            _expand_path(entry["images"], f"{KEY}[{i}].images"),
+            file_format=entry.get("format", FORMATS[0]),
+        )
+    return [entry["name"] for entry in entries]
+
+
+def _check_entry(entry, where: str) -> None:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where} must be {{name, json, images, format}}, got {entry!r}")
+    for key in entry:
+        if key not in ACCEPTED:
+            raise ConfigError(f"{where} has the unknown key {key!r}. Accepted: {_names()}.")
+    for key in REQUIRED:
+        if key not in entry:
+            raise ConfigError(f"{where} lacks the key {key!r}. Accepted: {_names()}.")
+    for key, value in entry.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{where}.{key} must be a text that is not empty, got {value!r}")
+
+
+def _names() -> str:
+    return ", ".join(ACCEPTED)
+
+
+def _expand_path(path: str, where: str) -> str:
+    """Absolute path; addresses like ``s3://...`` stay as they are."""
+    if "://" in path:
+        return path
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    unset = re.search(r"\$\{?(\w+)", expanded)
+    if unset:
+        raise ConfigError(f"{where} is {path!r}, but {unset.group(1)} is not set")
+    return os.path.abspath(expanded)

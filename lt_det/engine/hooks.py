@@ -1,0 +1,207 @@
+"""Hooks of the trainer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from lt_det.evaluation.groups import group_means
+from lt_det.losses import GradStats
+
+logger = logging.getLogger(__name__)
+
+STATISTICS_FILE = "gradient_statistics.jsonl"
+
+
+class CheckpointHook(HookBase):
+    """Saves every `period` iterations and after the last one.
+
+    It runs on every rank, because the random state of all ranks belongs to the checkpoint.
+
+    Args:
+        checkpointer: see ``lt_det.engine.checkpoint``.
+        period: iterations.
+    """
+
+    def __init__(self, checkpointer, period: int):
+        self.checkpointer, self.period = checkpointer, period
+
+    def after_step(self):
+        """Save if it is time."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self._save("model_final")
+        elif done % self.period == 0:
+            self._save(f"model_{self.trainer.iter:07d}")
+
+    def _save(self, name: str) -> None:
+        self.trainer.before_save()
+        self.checkpointer.save(name, iteration=self.trainer.iter)
+
+
+class BestCheckpointHook(HookBase):
+    """Keeps the checkpoint with the highest value of a metric as ``model_best.pth``.
+
+    The value stands in ``model_best.json`` beside it, so a resumed run goes on from there.
+    Runs on rank 0, after the evaluation hook.
+
+    Args:
+        checkpointer: see ``lt_det.engine.checkpoint``.
+        metric: name in the event storage, e.g. "segm/APr".
+    """
+
+    def __init__(self, checkpointer, metric: str):
+        self.checkpointer, self.metric = checkpointer, metric
+        self.path = os.path.join(checkpointer.save_dir, "model_best.json")
+        self.best = -math.inf
+        self.seen = -1
+
+    def before_train(self):
+        """Take up the best value of a resumed run; forget that of an older one."""
+        if not os.path.exists(self.path):
+            return
+        if self.trainer.start_iter == 0:
+            os.remove(self.path)
+            return
+        with open(self.path) as file:
+            best = json.load(file)
+        if best["metric"] == self.metric:
+            self.best, self.seen = best["value"], best["iteration"]
+
+    def after_step(self):
+        """Compare, if there was an evaluation."""
+        self._compare()
+
+    def after_train(self):
+        """Compare the last evaluation."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._compare()
+
+    def _compare(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self.metric, (None, -1))
+        if value is None or iteration <= self.seen:
+            return
+        self.seen = iteration
+        if not value > self.best:  # also when it is NaN
+            return
+        self.best = value
+        self.checkpointer.save("model_best", tag=False, iteration=self.trainer.iter)
+        with open(self.path, "w") as file:
+            json.dump({"metric": self.metric, "value": value, "iteration": iteration}, file)
+        logger.info("Best %s so far: %.2f, kept as model_best.pth", self.metric, value)
+
+
+class GradientStatisticsHook(HookBase):
+    """Logs the gradient ratio of each frequency group; keeps the sums of each class in a file.
+
+    Scalars ``grad_ratio/{r,c,f}`` (``grad_ratio/stage0/r`` ... for a cascade) are means over the
+    classes of a group. ``gradient_statistics.jsonl`` begins with a line of names, training
+    counts and groups; each further line holds iteration, name of the loss, and the positive and
+    negative sums of all classes. ``tools/plot_gradient_ratio.py`` draws it. Rank 0 only.
+
+    Args:
+        stats: name -> GradStats of the model; "" or "stage0", "stage1", ...
+        names, groups: (C,).
+        counts: (C,) training instances.
+        output_dir: of the run.
+        period: iterations between scalars.
+        file_period: iterations between lines of the file.
+    """
+
+    def __init__(
+        self,
+        stats: dict[str, GradStats],
+        *,
+        names: Sequence[str],
+        groups: Sequence[str],
+        counts: Sequence[int],
+        output_dir: str,
+        period: int = 20,
+        file_period: int,
+    ):
+        self.stats, self.groups = stats, list(groups)
+        self.header = {
+            "names": list(names),
+            "groups": self.groups,
+            "counts": [int(n) for n in counts],
+        }
+        self.path = os.path.join(output_dir, STATISTICS_FILE)
+        self.period, self.file_period = period, file_period
+        self.warned = False
+
+    def before_train(self):
+        """Start the file, or continue that of a resumed run."""
+        if self.trainer.start_iter and os.path.exists(self.path):
+            drop_lines_from(self.path, self.trainer.start_iter)
+            return
+        with open(self.path, "w") as file:
+            file.write(json.dumps(self.header) + "\n")
+
+    def after_step(self):
+        """Log."""
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        if done % self.period == 0 or last:
+            self._log_scalars()
+        if done % self.file_period == 0 or last or done == 1:
+            self._append()
+
+    def _log_scalars(self) -> None:
+        for name, stats in self.stats.items():
+            prefix = f"grad_ratio/{name}/" if name else "grad_ratio/"
+            means = group_means(stats.ratio().tolist(), self.groups)
+            for group, value in means.items():
+                if not math.isnan(value):
+                    self.trainer.storage.put_scalar(prefix + group, value, smoothing_hint=False)
+            if int(stats.skipped) and not self.warned:
+                self.warned = True
+                logger.warning(
+                    "Gradient statistics %s: %d updates were not finite and were left out.",
+                    name,
+                    int(stats.skipped),
+                )
+
+    def _append(self) -> None:
+        with open(self.path, "a") as file:
+            for name, stats in self.stats.items():
+                sums = torch.stack([stats.pos, stats.neg]).tolist()
+                line = {"iteration": self.trainer.iter, "loss": name, "pos": sums[0], "neg": sums[1]}
+                file.write(json.dumps(line) + "\n")
+
+
+def named_grad_stats(model: torch.nn.Module) -> dict[str, GradStats]:
+    """Every GradStats of `model` under a short name: "" for one, "stage0", ... for more."""
+    found = [m for m in model.modules() if isinstance(m, GradStats)]
+    if len(found) == 1:
+        return {"": found[0]}
+    return {f"stage{k}": stats for k, stats in enumerate(found)}
+
+
+def drop_lines_from(path: str, iteration: int) -> None:
+    """Drop the lines of a JSON-lines file that a killed run wrote after its last checkpoint.
+
+    Lines with an ``iteration`` at or beyond `iteration`, and a last line cut short, go; lines
+    without one stay. Rank 0 only, before the file is opened for appending.
+    """
+    if not os.path.exists(path) or not comm.is_main_process():
+        return
+    kept = []
+    with open(path) as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry.get("iteration", -1) < iteration:
+                kept.append(line)
+    partial = path + ".partial"
+    with open(partial, "w") as file:
+        file.writelines(kept)
+    os.replace(partial, path)

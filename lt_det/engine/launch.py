@@ -1,0 +1,67 @@
+"""Start one process per device, or join those that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from lt_det.errors import ConfigError
+
+
+def run(main: Callable, args) -> None:
+    """Call ``main(args)`` in every process of the run.
+
+    Args:
+        main: one process.
+        args: of Detectron2's argument parser. Under torchrun ``--num-gpus``, ``--num-machines``,
+            ``--machine-rank`` and ``--dist-url`` are not needed and not used.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(
+        os.environ
+    ):
+        join_torchrun()
+        try:
+            main(args)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        return
+    if args.num_gpus > 1 and torch.cuda.device_count() < args.num_gpus:
+        raise ConfigError(
+            f"--num-gpus is {args.num_gpus} but this machine has {torch.cuda.device_count()}; "
+            "several processes on a CPU start with torchrun"
+        )
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def join_torchrun() -> None:
+    """Set up the process groups that Detectron2 expects, from torchrun's environment.
+
+    NCCL where there is CUDA, gloo elsewhere.
+    """
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size == 1:
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    machine = dist.get_rank() // local_size
+    # Every process makes the group of every machine, in the same order, and keeps its own.
+    for k in range(world_size // local_size):
+        group = dist.new_group(list(range(k * local_size, (k + 1) * local_size)))
+        if k == machine:
+            comm._LOCAL_PROCESS_GROUP = group

@@ -1,0 +1,248 @@
+"""The trainer: Detectron2's ``DefaultTrainer`` that resumes exactly and knows the tail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from lt_det.data import ClassCounts, dataset_info
+from lt_det.data.build import build_test_loader, build_train_loader
+from lt_det.engine.checkpoint import LongTailCheckpointer
+from lt_det.engine.hooks import (
+    BestCheckpointHook,
+    CheckpointHook,
+    GradientStatisticsHook,
+    drop_lines_from,
+    named_grad_stats,
+)
+from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
+from lt_det.engine.step import StepTrainer
+from lt_det.engine.writers import build_writers
+from lt_det.errors import ConfigError
+from lt_det.evaluation.lvis import LongTailLVISEvaluator
+from lt_det.evaluation.results import add_run_info, write_record
+from lt_det.losses import reset_grad_stats
+
+logger = logging.getLogger(__name__)
+
+# Lines of gradient_statistics.jsonl over a run: enough for a smooth plot, and 5 MB for LVIS.
+_STATISTICS_LINES = 100
+
+
+class LongTailTrainer(DefaultTrainer):
+    """Trains what `cfg` says.
+
+    A run that was killed and resumed ends with the same weights, optimiser, schedule, loss
+    scale, gradient statistics, data order and random state as one that was not (bit for bit on
+    a CPU).
+
+    Args:
+        cfg: prepared by :func:`lt_det.engine.config.prepare_config`.
+        class_counts: what that returned.
+    """
+
+    def __init__(self, cfg, class_counts: ClassCounts):
+        # Not DefaultTrainer's: it starts the data loader before a checkpoint can set its
+        # position, and builds the step that is replaced here.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.class_counts = class_counts
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        if comm.get_world_size() > 1:
+            on_cpu = cfg.MODEL.DEVICE == "cpu"
+            device_ids = None if on_cpu else [comm.get_local_rank()]
+            # Statistics are summed by the losses themselves; broadcasting would undo nothing
+            # but cost time.
+            model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        self._trainer = StepTrainer(
+            model,
+            loader,
+            optimizer,
+            accumulation_steps=cfg.SOLVER.LT.ACCUMULATION_STEPS,
+            amp=cfg.SOLVER.AMP.ENABLED,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = LongTailCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self._rng_of_ranks: list[dict] = []
+        self._rng_to_restore: dict | None = None
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
+
+        Weights of another class number are taken where they fit when a new training starts from
+        ``MODEL.WEIGHTS`` (Detectron2 lists the rest), and are an error on resume. Gradient
+        statistics are kept on resume and start from zero otherwise.
+        """
+        resume = resume and self.checkpointer.has_checkpoint()
+        self.checkpointer.strict_shapes = resume
+        super().resume_or_load(resume=resume)
+        if resume:
+            logger.info("Resuming after iteration %d", self.iter)
+            drop_lines_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+        elif reset_grad_stats(self.model):
+            logger.warning(
+                "The gradient statistics in MODEL.WEIGHTS %s belong to another run and start "
+                "from zero. To continue that run use --resume.",
+                self.cfg.MODEL.WEIGHTS,
+            )
+
+    def train(self):
+        """Run training; results of the last evaluation on rank 0."""
+        if self._rng_to_restore is not None:
+            set_rng_state(self._rng_to_restore)
+            self._rng_to_restore = None
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def run_step(self) -> None:
+        """One optimiser step."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def before_save(self) -> None:
+        """Bring all that belongs to a checkpoint to rank 0; call it on every rank."""
+        self._trainer.flush()  # a run with a loss of NaN stops before it is saved
+        self._rng_of_ranks = comm.gather(get_rng_state())
+
+    def state_dict(self) -> dict:
+        """All but the model."""
+        state = TrainerBase.state_dict(self)
+        state["_trainer"] = self._trainer.state_dict()
+        state["rng"] = self._rng_of_ranks
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Inverse of :meth:`state_dict`; the random state is set when training starts."""
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        states = state_dict.get("rng", [])
+        if len(states) == comm.get_world_size():
+            self._rng_to_restore = states[comm.get_rank()]
+        else:
+            logger.warning(
+                "The checkpoint holds the random state of %d ranks, this run has %d: it goes "
+                "on with fresh random numbers.",
+                len(states),
+                comm.get_world_size(),
+            )
+
+    def build_hooks(self) -> list:
+        """Timing, schedule, statistics, checkpoints, evaluation, writers; in this order."""
+        cfg = self.cfg
+        ret = [hooks.IterationTimer(), hooks.LRScheduler()]
+        stats = named_grad_stats(self.model)
+        if stats and comm.is_main_process():
+            ret.append(
+                GradientStatisticsHook(
+                    stats,
+                    names=self.class_counts.names,
+                    groups=self.class_counts.groups,
+                    counts=self.class_counts.instances,
+                    output_dir=cfg.OUTPUT_DIR,
+                    file_period=max(1, cfg.SOLVER.MAX_ITER // _STATISTICS_LINES),
+                )
+            )
+        # Before the evaluation: if that fails, the weights are safe.
+        ret.append(CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        ret.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            if cfg.TEST.LT.BEST_METRIC:
+                ret.append(BestCheckpointHook(self.checkpointer, cfg.TEST.LT.BEST_METRIC))
+            ret.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return ret
+
+    def build_writers(self) -> list:
+        """Terminal, ``metrics.json``, TensorBoard."""
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def _evaluate(self):
+        # Test loaders draw from the global generator; training goes on as if they had not.
+        with preserved_rng():
+            self._last_eval_results = evaluate(
+                self.cfg, self.model, self.class_counts, iteration=min(self.iter + 1, self.max_iter)
+            )
+        return self._last_eval_results
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """See :func:`lt_det.data.build.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str):
+        """See :func:`lt_det.data.build.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+
+def build_evaluator(cfg, dataset_name: str, class_counts: ClassCounts | None):
+    """The evaluator of a test set, with the groups and counts of the training set."""
+    info = dataset_info(dataset_name)
+    counts = None
+    if class_counts is not None:
+        if list(class_counts.names) != list(info.class_names):
+            raise ConfigError(
+                f"DATASETS.TEST {dataset_name} and DATASETS.TRAIN {class_counts.source} have "
+                "different class lists"
+            )
+        counts = {
+            "images": class_counts.images.tolist(),
+            "instances": class_counts.instances.tolist(),
+        }
+    return LongTailLVISEvaluator(
+        dataset_name=dataset_name,
+        json_file=info.json_file,
+        class_names=info.class_names,
+        category_ids=info.category_ids,
+        groups=None if class_counts is None or info.frequency else class_counts.groups,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+        class_counts=counts,
+        group_borders=cfg.DATASETS.LT.GROUP_BORDERS,
+    )
+
+
+def evaluate(
+    cfg,
+    model: torch.nn.Module,
+    class_counts: ClassCounts | None,
+    *,
+    iteration: int | None = None,
+    weights: str | None = None,
+) -> dict:
+    """Evaluate `model` on every ``DATASETS.TEST`` and write the result records.
+
+    Returns:
+        Nested results as ``DefaultTrainer.test`` gives them; empty on ranks other than 0.
+    """
+    evaluators = [build_evaluator(cfg, name, class_counts) for name in cfg.DATASETS.TEST]
+    results = LongTailTrainer.test(cfg, model, evaluators)
+    if comm.is_main_process():
+        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+            record = add_run_info(
+                evaluator.record,
+                iteration=iteration,
+                seed=cfg.SEED,
+                config=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+                weights=weights,
+                counts_fingerprint=class_counts.fingerprint if class_counts else None,
+                loss=cfg.MODEL.LT.LOSS.NAME,
+            )
+            write_record(os.path.join(cfg.OUTPUT_DIR, "results", f"{name}.json"), record)
+    return results

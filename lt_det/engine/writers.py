@@ -1,0 +1,41 @@
+"""What a run prints and writes."""
+
+from __future__ import annotations
+
+import os
+
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+
+
+class GradientRatioPrinter(CommonMetricPrinter):
+    """Detectron2's line of progress, and one with the gradient ratio of each group."""
+
+    def write(self):
+        """Print."""
+        super().write()
+        storage = get_event_storage()
+        if storage.iter == self._max_iter:
+            return
+        ratios = {
+            name[len("grad_ratio/") :]: value
+            for name, (value, _) in storage.latest().items()
+            if name.startswith("grad_ratio/")
+        }
+        if ratios:
+            text = "  ".join(f"{name}: {value:.3g}" for name, value in ratios.items())
+            self.logger.info(" iter: %d  gradient ratio  %s", storage.iter, text)
+
+
+def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
+    """Terminal, ``metrics.json`` and TensorBoard."""
+    return [
+        GradientRatioPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]

@@ -1,0 +1,40 @@
+"""Evaluators, frequency groups and result records.
+
+The evaluators need Detectron2 and are imported on first use, so that records can be read and
+tables printed without it.
+"""
+
+import importlib
+
+from lt_det.evaluation.groups import GROUPS, group_means, groups_from_counts
+from lt_det.evaluation.results import (
+    add_run_info,
+    format_table,
+    make_record,
+    read_record,
+    record_from_results,
+    write_record,
+)
+
+# Name -> module of this package that defines it.
+_LAZY = {"LongTailLVISEvaluator": "lvis", "load_predictions": "lvis"}
+
+__all__ = [
+    "GROUPS",
+    "LongTailLVISEvaluator",
+    "add_run_info",
+    "format_table",
+    "group_means",
+    "groups_from_counts",
+    "load_predictions",
+    "make_record",
+    "read_record",
+    "record_from_results",
+    "write_record",
+]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

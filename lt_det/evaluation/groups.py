@@ -1,0 +1,102 @@
+"""Rare, common and frequent classes.
+
+LVIS (Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", CVPR 2019)
+groups its classes by the number of training *images* that hold them: rare 1..10,
+common 11..100, frequent above. Class-wise results are averaged in these groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lt_det.errors import ConfigError
+
+# In the order of the tables: rare, common, frequent.
+GROUPS = ("r", "c", "f")
+BORDERS_KEY = "DATASETS.LT.GROUP_BORDERS"
+
+
+def groups_from_counts(
+    image_counts: Sequence[int], borders: Sequence[int] = (10, 100)
+) -> list[str]:
+    """The group of each class.
+
+    Args:
+        image_counts: (C,) ints >= 0, training images that hold the class.
+        borders: the last count of "r" and the last count of "c".
+
+    Returns:
+        C letters: "r" up to the first border, "c" up to the second, "f" above. A class without
+        any training image is "r": there is no rarer group.
+
+    Raises:
+        ConfigError: `borders` is not two ints with 0 < first < second.
+        ValueError: `image_counts` is not one row of whole numbers >= 0.
+    """
+    low, high = _checked_borders(borders)
+    counts = np.asarray(image_counts)
+    if counts.ndim != 1:
+        raise ValueError(f"image_counts must have one number per class, got shape {counts.shape}")
+    # `not >=` rather than `<`, so that NaN is refused as well.
+    bad = [i for i, n in enumerate(counts.tolist()) if not n >= 0 or n % 1 != 0]
+    if bad:
+        raise ValueError(
+            f"image_counts must be whole numbers >= 0; class {bad[0]} has {counts[bad[0]]}"
+        )
+    return [GROUPS[int(n > low) + int(n > high)] for n in counts.tolist()]
+
+
+def group_means(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """Mean of `values` in each group.
+
+    Args:
+        values: (C,) one number per class; NaN = the class has no value and is left out.
+        groups: (C,) letters of `GROUPS`.
+
+    Returns:
+        {"r": mean, "c": mean, "f": mean}; NaN for a group in which no class has a value.
+
+    Raises:
+        ValueError: different lengths, or an unknown letter.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    check_groups(groups, len(values))
+    letters = np.asarray(groups, dtype=object)
+    means = {}
+    for group in GROUPS:
+        chosen = values[(letters == group) & ~np.isnan(values)]
+        means[group] = float(chosen.mean()) if len(chosen) else float("nan")
+    return means
+
+
+def group_sizes(groups: Sequence[str], values: Sequence[float] | None = None) -> dict[str, int]:
+    """Number of classes in each group; with (C,) `values`, of those whose value is not NaN."""
+    check_groups(groups, len(groups) if values is None else len(values))
+    valid = np.ones(len(groups), dtype=bool) if values is None else ~np.isnan(values)
+    counted = [letter for letter, ok in zip(groups, valid, strict=True) if ok]
+    return {g: counted.count(g) for g in GROUPS}
+
+
+def check_groups(groups: Sequence[str], num_classes: int) -> None:
+    """Raise ValueError unless `groups` is one of r, c, f for each of `num_classes` classes."""
+    if len(groups) != num_classes:
+        raise ValueError(f"{len(groups)} groups for {num_classes} classes")
+    unknown = sorted({str(g) for g in groups} - set(GROUPS))
+    if unknown:
+        raise ValueError(f"unknown group {unknown[0]!r}; a group is one of {', '.join(GROUPS)}")
+
+
+def _checked_borders(borders: Sequence[int]) -> tuple[int, int]:
+    wanted = f"{BORDERS_KEY} must be two whole numbers with 0 < first < second, got {borders!r}"
+    try:
+        low, high = borders
+    except (TypeError, ValueError):
+        raise ConfigError(wanted) from None
+    for border in (low, high):
+        if isinstance(border, bool) or not isinstance(border, (int, np.integer)):
+            raise ConfigError(wanted)
+    if not 0 < low < high:
+        raise ConfigError(wanted)
+    return int(low), int(high)

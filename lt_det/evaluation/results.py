@@ -1,0 +1,477 @@
+"""The result record: everything that an evaluation produces, in one JSON file.
+
+Reports, tables and comparisons read records and nothing else. A record is a dict::
+
+    format_version  1
+    task            "instance", "sem_seg" or "classification"
+    dataset         name of the test set
+    protocol        {...} how it was measured, e.g. {"rules": "lvis", "max_detections": 300}
+    metrics         {part: {metric: number}}, e.g. {"bbox": {"AP": 21.3}}; AP in percent
+    per_class       {column: (C,) list}: "name", and if known "group" ("r", "c", "f"),
+                    "train_images", "train_instances", and results as "<part>/<metric>"
+    group_sizes     {"r": classes, "c": classes, "f": classes}
+    run             {"iteration", "seed", "config", "weights", "versions", "counts_fingerprint"};
+                    {} until `add_run_info`
+
+No value (NaN elsewhere) is None, so that a record is strict JSON as it stands and
+``read_record`` returns what ``write_record`` was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import numbers
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lt_det.errors import DataError, MissingFileError
+
+FORMAT_VERSION = 1
+# Field -> type of its value.
+_FIELDS = {
+    "format_version": int,
+    "task": str,
+    "dataset": str,
+    "protocol": dict,
+    "metrics": dict,
+    "per_class": dict,
+    "group_sizes": dict,
+    "run": dict,
+}
+# Words for the parts in column titles.
+_PART_WORDS = {"bbox": "box", "segm": "mask"}
+INSTANCE_COLUMNS = tuple(
+    f"{part}/{metric}"
+    for part in ("bbox", "segm")
+    for metric in ("AP", "AP50", "AP75", "APr", "APc", "APf")
+)
+
+
+# ---------------------------------------------------------------------------------------------
+# Making
+# ---------------------------------------------------------------------------------------------
+
+
+def make_record(
+    *,
+    task: str,
+    dataset: str,
+    protocol: Mapping,
+    metrics: Mapping[str, Mapping[str, float]],
+    per_class: Mapping[str, Sequence] | None = None,
+    group_sizes: Mapping[str, int] | None = None,
+) -> dict:
+    """A record without its "run" part; see the module for the fields.
+
+    Numbers may be Python, numpy or 0-d tensors, columns any 1-d sequence; NaN becomes None.
+
+    Raises:
+        DataError: a part has another shape than described; the message names the field.
+    """
+    record = {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "dataset": dataset,
+        "protocol": protocol,
+        "metrics": metrics,
+        "per_class": per_class or {},
+        "group_sizes": group_sizes or {},
+        "run": {},
+    }
+    record = _plain(record)
+    check_record(record)
+    return record
+
+
+def record_from_results(
+    results: Mapping,
+    *,
+    dataset: str,
+    task: str = "instance",
+    protocol: Mapping | None = None,
+) -> dict:
+    """A record of what an evaluator of Detectron2 returned.
+
+    Args:
+        results: {part: {metric: number}}. A metric "AP-person" is the AP of the class "person"
+            and goes to `per_class`, as Detectron2 names them.
+        dataset: see the module.
+        task: see the module.
+        protocol: see the module.
+
+    Raises:
+        DataError: `results` has another shape.
+    """
+    metrics, columns = {}, {}
+    for part, values in results.items():
+        if not isinstance(values, Mapping):
+            raise DataError(f"results[{part!r}] is a {type(values).__name__}, not metrics by name")
+        metrics[part] = {k: v for k, v in values.items() if "-" not in k}
+        for key, value in values.items():
+            metric, dash, name = key.partition("-")
+            if dash:
+                columns.setdefault(f"{part}/{metric}", {})[name] = value
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    per_class = {"name": names} if names else {}
+    for key, column in columns.items():
+        per_class[key] = [column.get(name) for name in names]
+    return make_record(
+        task=task, dataset=dataset, protocol=protocol or {}, metrics=metrics, per_class=per_class
+    )
+
+
+def add_run_info(
+    record: Mapping,
+    *,
+    iteration: int | None,
+    seed: int | None,
+    config: str | None,
+    weights: str | None,
+    counts_fingerprint: str | None = None,
+    **more,
+) -> dict:
+    """A copy of `record` that says which run it is from.
+
+    Args:
+        record: see the module.
+        iteration: optimiser steps behind the weights.
+        seed: the run's seed.
+        config: path of the configuration file.
+        weights: path of the checkpoint that was evaluated.
+        counts_fingerprint: of the class counts that the loss was built with.
+        **more: further entries of the "run" part.
+
+    Raises:
+        DataError: `record` is not a record.
+    """
+    run = {
+        "iteration": iteration,
+        "seed": seed,
+        "config": config,
+        "weights": weights,
+        "versions": versions(),
+        "counts_fingerprint": counts_fingerprint,
+        **more,
+    }
+    record = {**_plain(record), "run": _plain(run)}
+    check_record(record)
+    return record
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of lt_det, detectron2, torch, numpy and Python; None: not installed."""
+    from lt_det import __version__
+
+    found = {"lt_det": __version__}
+    for name in ("detectron2", "torch", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {**found, "python": platform.python_version()}
+
+
+def _plain(value):
+    """`value` in the types of JSON; NaN becomes None.
+
+    Raises:
+        DataError: infinity, or a type that JSON does not have.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        if math.isinf(value):
+            raise DataError("a record cannot hold an infinite number")
+        return None if math.isnan(value) else float(value)
+    raise DataError(f"a record cannot hold a {type(value).__name__}: {value!r}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Checking, reading, writing
+# ---------------------------------------------------------------------------------------------
+
+
+def check_record(record: Mapping) -> None:
+    """Raise DataError, naming the field, unless `record` has the shape of the module."""
+    if not isinstance(record, Mapping):
+        raise DataError(f"a record is a JSON object, not a {type(record).__name__}")
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(f"format_version is {version!r}; this lt_det reads {FORMAT_VERSION}")
+    for name, kind in _FIELDS.items():
+        if name not in record:
+            raise DataError(f"field {name!r} is missing")
+        if not isinstance(record[name], kind):
+            got = type(record[name]).__name__
+            raise DataError(f"field {name!r} must be a {kind.__name__}, not a {got}")
+    for part, values in record["metrics"].items():
+        if not isinstance(values, Mapping):
+            raise DataError(f"field 'metrics.{part}' must be a dict of numbers")
+        for metric, value in values.items():
+            if not _is_number_or_none(value):
+                raise DataError(f"field 'metrics.{part}.{metric}' must be a number, not {value!r}")
+    _check_per_class(record["per_class"])
+
+
+def _check_per_class(columns: Mapping) -> None:
+    if columns and "name" not in columns:
+        raise DataError("field 'per_class' has no column 'name'")
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            raise DataError(f"field 'per_class.{name}' must be a list")
+        if len(column) != len(columns["name"]):
+            raise DataError(
+                f"field 'per_class.{name}' has {len(column)} entries for "
+                f"{len(columns['name'])} class names"
+            )
+        if name not in ("name", "group"):
+            bad = [v for v in column if not _is_number_or_none(v)]
+            if bad:
+                raise DataError(f"field 'per_class.{name}' must hold numbers, not {bad[0]!r}")
+
+
+def _is_number_or_none(value) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator:
+    """A text file to write that takes the place of `path` only if all was written."""
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            yield f
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def write_record(path: str | os.PathLike, record: Mapping) -> None:
+    """Write `record` as JSON; `path` holds the old content or all of the new one.
+
+    Raises:
+        DataError: `record` is not a record; nothing is written.
+    """
+    record = _plain(record)
+    check_record(record)
+    with atomic_file(path) as f:
+        json.dump(record, f, indent=1, allow_nan=False)
+        f.write("\n")
+
+
+def read_record(path: str | os.PathLike) -> dict:
+    """Read a record.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: not a record; the message names the file and the field.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise MissingFileError(f"no result record {path}; an evaluation writes it")
+    with open(path, encoding="utf-8") as f:
+        try:
+            record = json.load(f)
+        except ValueError as e:
+            raise DataError(f"{path} is not a JSON file: {e}") from e
+    try:
+        check_record(record)
+    except DataError as e:
+        raise DataError(f"{path}: {e}") from e
+    return record
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------
+
+
+def metric(record: Mapping, column: str) -> float:
+    """The metric "<part>/<name>" of a record; NaN if it has none."""
+    part, _, name = column.partition("/")
+    value = record["metrics"].get(part, {}).get(name)
+    return float("nan") if value is None else float(value)
+
+
+def class_values(record: Mapping, column: str) -> np.ndarray:
+    """(C,) float64 column of `per_class`; NaN: no value.
+
+    Raises:
+        DataError: the record has no such column; the message lists its columns.
+    """
+    columns = record["per_class"]
+    if column not in columns:
+        raise DataError(
+            f"the record of {record['dataset']} has no per-class {column!r}; it has "
+            f"{', '.join(columns) or 'none'}"
+        )
+    return np.array([np.nan if v is None else v for v in columns[column]], dtype=np.float64)
+
+
+def format_table(
+    records: Sequence[Mapping],
+    columns: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    digits: int = 1,
+) -> str:
+    """A Markdown table of metrics.
+
+    Args:
+        records: runs.
+        columns: see :func:`format_rows`.
+        labels: the name of each record. Records with the same label and data set are runs of
+            one recipe with different seeds and share a row. None: one row per record, named
+            after its configuration file or data set.
+        digits: after the decimal point.
+
+    Raises:
+        ValueError: no record, or not one label per record.
+        DataError: records that share a row differ in protocol.
+    """
+    if labels is None:
+        return format_rows([(default_label(r), [r]) for r in records], columns, digits)
+    if len(labels) != len(records):
+        raise ValueError(f"{len(labels)} labels for {len(records)} records")
+    rows: dict = {}
+    for label, record in zip(labels, records, strict=True):
+        rows.setdefault((label, record["dataset"]), (label, []))[1].append(record)
+    return format_rows(list(rows.values()), columns, digits)
+
+
+def format_rows(
+    rows: Sequence[tuple[str, Sequence[Mapping]]],
+    columns: Sequence[str] | None = None,
+    digits: int = 1,
+) -> str:
+    """A Markdown table of metrics with given rows.
+
+    Args:
+        rows: (label, records). Several records give the mean ± the sample standard deviation
+            (n - 1) over those that have the metric.
+        columns: "<part>/<metric>". None: those of `INSTANCE_COLUMNS` that a record has or, if
+            none has any, all metrics of the records.
+        digits: after the decimal point.
+
+    Returns:
+        The table; "-" where no record has the metric. It has a column for the data set if there
+        are several, and one for the number of runs if a row has several.
+
+    Raises:
+        ValueError: no record.
+        DataError: records of one row differ in data set or protocol.
+    """
+    records = [r for _, runs in rows for r in runs]
+    if not records:
+        raise ValueError("a table needs at least one record")
+    for label, runs in rows:
+        _check_comparable(label, runs)
+    columns = list(columns or _default_columns(records))
+    several_sets = len({r["dataset"] for r in records}) > 1
+    several_runs = any(len(runs) > 1 for _, runs in rows)
+    head = ["run", *["data set"] * several_sets, *["runs"] * several_runs]
+    lines = [head + [_title(c) for c in columns]]
+    for label, runs in rows:
+        start = [label, *[runs[0]["dataset"]] * several_sets, *[str(len(runs))] * several_runs]
+        lines.append(start + [_cell([metric(r, c) for r in runs], digits) for c in columns])
+    return markdown(lines, left=len(head) - several_runs)
+
+
+def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
+    """A Markdown table with one row per class, from the most to the fewest training examples.
+
+    Args:
+        records: runs of one recipe; each number is their mean ± standard deviation.
+        digits: after the decimal point.
+
+    Raises:
+        ValueError: no record.
+        DataError: the records have no or different classes.
+    """
+    if not records:
+        raise ValueError("a table needs at least one record")
+    first = records[0]["per_class"]
+    for record in records:
+        if not first or record["per_class"].get("name") != first["name"]:
+            raise DataError(f"the records of {record['dataset']} have no or different classes")
+    about = [c for c in ("name", "group", "train_images", "train_instances") if c in first]
+    numbers_ = [c for c in first if "/" in c]
+    order = range(len(first["name"]))
+    for unit in ("train_instances", "train_images"):  # a stable sort: images decide
+        if unit in first:
+            order = sorted(order, key=lambda k, unit=unit: -(first[unit][k] or 0))
+    values = {c: np.stack([class_values(r, c) for r in records]) for c in numbers_}
+    lines = [[c.replace("_", " ") for c in about] + [_title(c) for c in numbers_]]
+    for k in order:
+        cells = [_cell(values[c][:, k], digits) for c in numbers_]
+        lines.append([str(first[c][k]) for c in about] + cells)
+    return markdown(lines, left=sum(c in ("name", "group") for c in about))
+
+
+def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first of `lines` is the head, the first `left` columns are text."""
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+
+    def row(line):
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([row(lines[0]), row(rule), *(row(line) for line in lines[1:])])
+
+
+def default_label(record: Mapping) -> str:
+    """Name of the configuration file without its ending, else the data set."""
+    config = record["run"].get("config")
+    return os.path.splitext(os.path.basename(config))[0] if config else record["dataset"]
+
+
+def _default_columns(records: Sequence[Mapping]) -> list[str]:
+    present = list(
+        dict.fromkeys(
+            f"{part}/{name}" for r in records for part, m in r["metrics"].items() for name in m
+        )
+    )
+    return [c for c in INSTANCE_COLUMNS if c in present] or present
+
+
+def _check_comparable(label: str, runs: Sequence[Mapping]) -> None:
+    for field in ("dataset", "protocol"):
+        for run in runs[1:]:
+            if run[field] != runs[0][field]:
+                raise DataError(
+                    f"runs labelled {label!r} cannot be averaged, they differ in {field}: "
+                    f"{runs[0][field]!r} and {run[field]!r}"
+                )
+
+
+def _title(column: str) -> str:
+    part, _, name = column.partition("/")
+    return f"{_PART_WORDS.get(part, part)} {name}".strip()
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    valid = [v for v in values if not math.isnan(v)]
+    if not valid:
+        return "-"
+    mean = f"{np.mean(valid):.{digits}f}"
+    return mean if len(valid) == 1 else f"{mean} ± {np.std(valid, ddof=1):.{digits}f}"

@@ -1,0 +1,20 @@
+"""The loss library. Needs torch alone; never imports Detectron2.
+
+>>> import torch
+>>> from lt_det.losses import build_loss
+>>> loss = build_loss("SigmoidEQL", num_classes=3)
+>>> terms = loss(torch.zeros(2, 3), torch.tensor([0, 2]))
+>>> round(sum(terms.values()).item(), 4)
+2.0794
+"""
+
+from lt_det.losses.base import LongTailLoss
+from lt_det.losses.build import LOSS_REGISTRY, build_loss
+from lt_det.losses.grad_stats import GradStats, reset_grad_stats
+
+# Registration: one line for each file with losses.
+from lt_det.losses import softmax_ce  # noqa: F401 isort: skip
+from lt_det.losses import sigmoid_bce  # noqa: F401 isort: skip
+from lt_det.losses import eqlv2  # noqa: F401 isort: skip
+
+__all__ = ["LOSS_REGISTRY", "GradStats", "LongTailLoss", "build_loss", "reset_grad_stats"]

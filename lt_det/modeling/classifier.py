@@ -1,0 +1,109 @@
+"""Linear and cosine classifiers; the loss says which one it needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lt_det.errors import ConfigError
+from lt_det.losses import LongTailLoss
+
+CLASSIFIERS = ("linear", "cosine")
+
+
+class CosineClassifier(nn.Module):
+    """``scale * cos(x, w_j) + b_j`` for every class j.
+
+    Rows of the weight start uniform in (-1, 1), scaled to unit norm. Vectors shorter than
+    1e-12 give a cosine of 0 rather than NaN.
+
+    Source: the normalised layer of LDAM-DRW and GCL; their weight is stored transposed, (D, L).
+
+    Args:
+        in_features: D.
+        out_features: L.
+        scale: factor on the cosine, 1 for losses that scale it themselves.
+        bias: add a learned bias, unscaled (Seesaw's normalised layer has one).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, scale: float = 1.0, bias: bool = False
+    ):
+        super().__init__()
+        self.in_features, self.out_features, self.scale = in_features, out_features, scale
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        nn.init.uniform_(self.weight, -1, 1)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight, dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, D) -> (M, L)."""
+        cosine = F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+        logits = self.scale * cosine
+        return logits if self.bias is None else logits + self.bias
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"{self.in_features}, {self.out_features}, scale={self.scale}"
+
+
+def prior_bias(prob: float) -> float:
+    """The bias that makes a sigmoid output start at probability `prob`.
+
+    -log((1 - p) / p); -6.9068 for the usual 0.001.
+    """
+    return -math.log((1 - prob) / prob)
+
+
+def build_classifier(
+    loss: LongTailLoss,
+    in_features: int,
+    *,
+    name: str = "",
+    scale: float = 20.0,
+    init_std: float = 0.01,
+    prior_prob: float = -1.0,
+) -> nn.Module:
+    """The classifier for `loss`, with ``loss.num_logits`` outputs.
+
+    Args:
+        loss: says the number of outputs, the kind and the prior.
+        in_features: D.
+        name: "" = what the loss asks for, or "linear" / "cosine".
+        scale: factor on the cosine where a loss made for linear logits is given a cosine
+            classifier. A loss made for cosines scales them itself and gets factor 1.
+        init_std: standard deviation of the initial weights of a linear classifier.
+        prior_prob: probability that every output starts at; -1 = what the loss asks for,
+            0 = none (zero bias).
+
+    Raises:
+        ConfigError: unknown name, or a prior outside of [0, 1) other than -1.
+    """
+    kind = name or loss.classifier
+    if kind not in CLASSIFIERS:
+        raise ConfigError(
+            f"MODEL.LT.CLASSIFIER.NAME is {name!r}; accepted are {', '.join(CLASSIFIERS)} and "
+            "'' (what the loss asks for)"
+        )
+    if prior_prob != -1 and not 0 <= prior_prob < 1:
+        raise ConfigError(
+            f"MODEL.LT.CLASSIFIER.PRIOR_PROB is {prior_prob}; accepted are -1 (what the loss "
+            "asks for), 0 (none) and probabilities below 1"
+        )
+    prior = loss.prior_prob if prior_prob == -1 else prior_prob
+    if kind == "cosine":
+        own_scale = 1.0 if loss.classifier == "cosine" else scale
+        classifier = CosineClassifier(
+            in_features, loss.num_logits, scale=own_scale, bias=bool(prior)
+        )
+    else:
+        classifier = nn.Linear(in_features, loss.num_logits)
+        nn.init.normal_(classifier.weight, std=init_std)
+        nn.init.zeros_(classifier.bias)
+    if prior:
+        nn.init.constant_(classifier.bias, prior_bias(prior))
+    return classifier

@@ -1,0 +1,331 @@
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lt_det
+from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.results import (
+    add_run_info,
+    class_values,
+    format_rows,
+    format_table,
+    make_record,
+    metric,
+    per_class_table,
+    read_record,
+    record_from_results,
+    write_record,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+NAN = float("nan")
+
+
+def record(ap=20.0, mask_ap=18.5, dataset="toy_val", **changes):
+    fields = {
+        "task": "instance",
+        "dataset": dataset,
+        "protocol": {"rules": "lvis", "max_detections": 300},
+        "metrics": {
+            "bbox": {"AP": ap, "AP50": 2 * ap, "APr": NAN},
+            "segm": {"AP": mask_ap, "AP50": 2 * mask_ap, "APr": 5.0},
+        },
+        "per_class": {
+            "name": ["ant", "bee", "cat"],
+            "group": ["r", "f", "c"],
+            "train_images": [2, 400, 30],
+            "train_instances": [3, 900, 31],
+            "bbox/AP": [NAN, ap + 1, ap - 1],
+            "segm/AP": [5.0, mask_ap, 1.0],
+        },
+        "group_sizes": {"r": 1, "c": 1, "f": 1},
+    }
+    return make_record(**{**fields, **changes})
+
+
+def with_run(own, seed=0, config="configs/lvis_eqlv2.yaml"):
+    return add_run_info(own, iteration=90_000, seed=seed, config=config, weights="model_final.pth")
+
+
+# ------------------------------------------------------------------ the record
+
+
+def test_round_trip_returns_what_was_written(tmp_path):
+    own = with_run(record())
+    write_record(tmp_path / "results" / "toy_val.json", own)
+    assert read_record(tmp_path / "results" / "toy_val.json") == own
+    assert os.listdir(tmp_path / "results") == ["toy_val.json"]
+
+
+def test_nan_is_null_in_the_file_and_nan_again_as_a_number(tmp_path):
+    own = record()
+    assert own["metrics"]["bbox"]["APr"] is None
+    write_record(tmp_path / "r.json", own)
+    text = (tmp_path / "r.json").read_text()
+    assert "NaN" not in text and json.loads(text)["per_class"]["bbox/AP"][0] is None
+    again = read_record(tmp_path / "r.json")
+    assert np.isnan(metric(again, "bbox/APr")) and metric(again, "segm/APr") == 5.0
+    assert np.isnan(metric(again, "bbox/absent")) and np.isnan(metric(again, "sem_seg/mIoU"))
+    np.testing.assert_array_equal(class_values(again, "bbox/AP"), [NAN, 21.0, 19.0])
+
+
+def test_numpy_and_torch_numbers_are_the_same_as_python_ones():
+    plain = record(ap=20.0, mask_ap=18.5)
+    own = record(ap=np.float64(20.0), mask_ap=torch.tensor(18.5, dtype=torch.float64))
+    assert own == plain
+    columns = plain["per_class"]
+    arrays = {
+        **columns,
+        "train_images": np.array(columns["train_images"]),
+        "train_instances": torch.tensor(columns["train_instances"]),
+        "bbox/AP": np.array([NAN, 21.0, 19.0]),
+        "group": tuple(columns["group"]),
+    }
+    assert record(per_class=arrays) == plain
+
+
+def test_run_info_is_added_to_a_copy_and_has_the_versions():
+    own = record()
+    before = copy.deepcopy(own)
+    full = add_run_info(
+        own,
+        iteration=5,
+        seed=7,
+        config="c.yaml",
+        weights="w.pth",
+        counts_fingerprint="ab12",
+        host=1,
+    )
+    assert own == before and own["run"] == {}
+    versions = full["run"].pop("versions")
+    assert full["run"] == {
+        "iteration": 5,
+        "seed": 7,
+        "config": "c.yaml",
+        "weights": "w.pth",
+        "counts_fingerprint": "ab12",
+        "host": 1,
+    }
+    assert versions["lt_det"] == lt_det.__version__ and versions["numpy"] == np.__version__
+    assert versions["python"] == sys.version.split()[0]
+    # The version of the package lacks the "+cu130" of the module.
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(versions) == {"lt_det", "detectron2", "torch", "numpy", "python"}
+
+
+def test_results_of_detectron2_become_a_record_with_their_classes():
+    results = {"bbox": {"AP": 30.0, "APs": NAN, "AP-cat": 40.0, "AP-traffic-light": 20.0}}
+    own = record_from_results(results, dataset="coco_2017_val", protocol={"rules": "coco"})
+    assert own["metrics"] == {"bbox": {"AP": 30.0, "APs": None}}
+    assert own["per_class"] == {"name": ["cat", "traffic-light"], "bbox/AP": [40.0, 20.0]}
+    with pytest.raises(DataError, match=r"results\['AP'\] is a float"):
+        record_from_results({"AP": 1.0}, dataset="toy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(format_version=2), "format_version is 2; this lt_det reads 1"),
+        (lambda r: r.pop("format_version"), "format_version is None"),
+        (lambda r: r.pop("protocol"), "'protocol' is missing"),
+        (lambda r: r.update(dataset=3), "'dataset' must be a str, not a int"),
+        (lambda r: r["metrics"].update(bbox=3.0), r"'metrics\.bbox' must be a dict"),
+        (lambda r: r["metrics"]["bbox"].update(AP="20"), r"'metrics\.bbox\.AP'.*'20'"),
+        (lambda r: r["per_class"].pop("name"), "'per_class' has no column 'name'"),
+        (lambda r: r["per_class"]["segm/AP"].pop(), r"'per_class\.segm/AP' has 2 entries for 3"),
+        (lambda r: r["per_class"].update({"bbox/AP": 3}), r"'per_class\.bbox/AP' must be a list"),
+        (lambda r: r["per_class"]["bbox/AP"].__setitem__(0, "x"), r"'per_class\.bbox/AP'.*'x'"),
+    ],
+)
+def test_files_of_another_shape_name_file_and_field(tmp_path, change, message):
+    own = record()
+    change(own)
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(own))
+    with pytest.raises(DataError, match=rf"broken\.json: .*{message}"):
+        read_record(path)
+    with pytest.raises(DataError, match=message):
+        write_record(tmp_path / "new.json", own)
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_files_that_are_missing_or_not_json_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"nothing\.json"):
+        read_record(tmp_path / "nothing.json")
+    (tmp_path / "half.json").write_text('{"format_version": 1,')
+    with pytest.raises(DataError, match=r"half\.json is not a JSON file"):
+        read_record(tmp_path / "half.json")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"list\.json: .*not a list"):
+        read_record(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("inf"), "infinite"), (object(), "cannot hold a object")]
+)
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path, value, message):
+    path = tmp_path / "r.json"
+    write_record(path, record(ap=1.0))
+    bad = record()
+    bad["metrics"]["bbox"]["AP"] = value
+    with pytest.raises(DataError, match=message):
+        write_record(path, bad)
+    assert read_record(path) == record(ap=1.0)
+
+
+# ------------------------------------------------------------------ tables
+
+
+def cells(table):
+    return [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_table_has_one_row_per_record_and_dashes_for_no_value():
+    table = cells(
+        format_table([record(), with_run(record(ap=30.0))], columns=["bbox/AP", "bbox/APr"])
+    )
+    assert table[0] == ["run", "box AP", "box APr"]
+    assert table[2:] == [["toy_val", "20.0", "-"], ["lvis_eqlv2", "30.0", "-"]]
+
+
+def test_default_columns_are_those_present():
+    head = cells(format_table([record()]))[0]
+    assert head == ["run", "box AP", "box AP50", "box APr", "mask AP", "mask AP50", "mask APr"]
+    other = record(task="sem_seg", metrics={"sem_seg": {"mIoU": 1.0}}, per_class={})
+    assert cells(format_table([other]))[0] == ["run", "sem_seg mIoU"]
+
+
+def test_records_with_the_same_label_are_averaged_over_seeds():
+    runs = [with_run(record(ap=a), seed=s) for s, a in enumerate([20.0, 22.0, 27.0])]
+    single = record(ap=11.25)
+    table = format_table(
+        [*runs[:2], single, runs[2]],
+        labels=["A", "A", "B", "A"],
+        columns=["bbox/AP"],
+        digits=2,
+    )
+    # Mean 23; deviations -3, -1, 4: variance 26 / (3 - 1) = 13.
+    expected = f"23.00 ± {13**0.5:.2f}"
+    assert cells(table)[0] == ["run", "runs", "box AP"]
+    assert cells(table)[2:] == [["A", "3", expected], ["B", "1", "11.25"]]
+
+
+def test_runs_that_cannot_be_compared_are_not_averaged():
+    other = record(protocol={"rules": "lvis", "max_detections": 100})
+    with pytest.raises(DataError, match="'A'.*protocol.*300.*100"):
+        format_table([record(), other], labels=["A", "A"])
+    with pytest.raises(DataError, match="dataset"):
+        format_rows([("A", [record(), record(dataset="other")])])
+    rows = cells(format_table([record(), record(dataset="other")], labels=["A", "A"]))
+    assert rows[0][:2] == ["run", "data set"]
+    assert [r[:2] for r in rows[2:]] == [["A", "toy_val"], ["A", "other"]]
+
+
+def test_every_line_of_a_table_has_the_same_length():
+    table = format_table([record(), record(ap=100.0)], labels=["a", "a long label"])
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize(("records", "labels"), [([], None), ([record()], ["a", "b"])])
+def test_table_needs_records_and_a_label_for_each(records, labels):
+    with pytest.raises(ValueError, match="at least one record|2 labels for 1 records"):
+        format_table(records, labels=labels)
+
+
+def test_classes_are_sorted_by_training_images():
+    table = cells(per_class_table([record(ap=20.0), record(ap=22.0)]))
+    assert table[0] == ["name", "group", "train images", "train instances", "box AP", "mask AP"]
+    assert [row[0] for row in table[2:]] == ["bee", "cat", "ant"]
+    assert table[2] == ["bee", "f", "400", "900", "22.0 ± 1.4", "18.5 ± 0.0"]
+    assert table[4][4] == "-"
+    with pytest.raises(DataError, match="no or different classes"):
+        per_class_table([record(), record(per_class={"name": ["dog"]})])
+
+
+def test_a_column_that_is_not_there_lists_those_that_are():
+    with pytest.raises(DataError, match=r"'bbox/AP75'.*name, group, .*segm/AP"):
+        class_values(record(), "bbox/AP75")
+
+
+# ------------------------------------------------------------------ tools/show_results.py
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("show_results", ROOT / "tools/show_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed, ap in enumerate([20.0, 22.0]):
+        folder = tmp_path / f"run{seed}" / "results"
+        write_record(folder / "toy_val.json", with_run(record(ap=ap), seed=seed))
+    return [str(tmp_path / "run0"), str(tmp_path / "run1")]
+
+
+def show(capsys, *argv):
+    code = load_tool().main([str(a) for a in argv])
+    return code, capsys.readouterr()
+
+
+def test_show_results_prints_one_row_per_run(capsys, runs):
+    code, out = show(capsys, *runs, "--columns", "bbox/AP", "segm/AP")
+    assert code == 0
+    assert cells(out.out)[2:] == [["run0", "20.0", "18.5"], ["run1", "22.0", "18.5"]]
+
+
+@pytest.mark.parametrize("by", ["label", "config"])
+def test_show_results_averages_seeds(capsys, runs, by):
+    if by == "label":
+        argv, name = [f"EQLv2={r}" for r in runs], "EQLv2"
+    else:
+        argv, name = [*runs, "--group-by", "config"], "lvis_eqlv2"
+    code, out = show(capsys, *argv, "--columns", "bbox/AP")
+    assert code == 0
+    assert cells(out.out)[2:] == [[name, "2", "21.0 ± 1.4"]]
+
+
+def test_show_results_can_keep_runs_of_one_label_apart(capsys, runs):
+    argv = [f"EQLv2={r}" for r in runs]
+    _, out = show(capsys, *argv, "--group-by", "none", "--columns", "bbox/AP")
+    assert cells(out.out)[2:] == [["EQLv2", "20.0"], ["EQLv2", "22.0"]]
+
+
+def test_show_results_prints_classes_by_training_count(capsys, runs):
+    code, out = show(capsys, f"{runs[0]}/results/toy_val.json", "--per-class")
+    assert code == 0
+    lines = cells(out.out.split("lvis_eqlv2, toy_val")[1].strip())
+    assert [line[0] for line in lines[2:]] == ["bee", "cat", "ant"]
+
+
+def test_show_results_names_what_is_missing(capsys, runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for argument, wanted in (
+        (tmp_path / "nowhere", "nowhere"),
+        (f"A={tmp_path / 'nowhere'}", "nowhere"),
+        (tmp_path / "empty", "tools/train_net.py writes one per test set"),
+    ):
+        code, out = show(capsys, runs[0], argument)
+        assert code == 1 and out.out == ""
+        assert out.err.startswith("error: ") and wanted in out.err
+
+
+def test_show_results_starts_without_detectron2_or_torch(runs):
+    code = (
+        "import runpy, sys; sys.modules.update(torch=None, detectron2=None); "
+        f"sys.argv = ['show_results.py', {runs[0]!r}]; "
+        "runpy.run_path('tools/show_results.py', run_name='__main__')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert cells(out.stdout)[2][0] == "run0"
