@@ -57,6 +57,7 @@ class InstallError(Exception):
 
 
 BYTES = "torch.frombuffer(bytearray(buffer), dtype=torch.uint8)"
+NMS_ROTATED = "from detectron2 import _C\n\n    return _C.nms_rotated"
 # reason: (file, old text, new text, how often the old text is there)
 D2_EDITS = {
     "Pillow 10 removed the alias": (
@@ -96,6 +97,9 @@ D2_EDITS = {
     "torch warns of it on every run": (
         ("data/detection_utils.py", " = Boxes(boxes)", " = Boxes(np.array(boxes))", 2),
         ("modeling/anchor_generator.py", "_y, shifts_x)", '_y, shifts_x, indexing="ij")', 1),
+    ),
+    "asked through _C, the missing operator explains itself": (
+        ("layers/nms.py", "return torch.ops.detectron2.nms_rotated", NMS_ROTATED, 1),
     ),
     "the fast evaluator is compiled; pycocotools gives the same numbers": (
         ("evaluation/coco_evaluation.py", "use_fast_impl=True", "use_fast_impl=False", 2),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -235,7 +235,6 @@ def source_stamp(source: Source) -> dict:
     return {
         "version": CACHE_VERSION,
         "path": os.path.abspath(source.json_file),
-        "format": source.file_format,
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
         "sha256_of_ends": digest.hexdigest(),
@@ -300,16 +299,14 @@ def _write_cache(path: str, stamp: dict, counts: _SetCounts) -> None:
         "num_images": counts.num_images,
     }
     content["fingerprint"] = _cache_fingerprint(content)
-    temporary = None
+    # Not `tempfile`, whose files only their owner may read: data folders are shared.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=os.path.dirname(path), suffix=".tmp", delete=False
-        ) as f:
-            temporary = f.name
+        with open(temporary, "w") as f:
             json.dump(content, f)
         os.replace(temporary, path)
     except OSError as e:
-        if temporary is not None and os.path.exists(temporary):
+        if os.path.exists(temporary):
             os.unlink(temporary)
         logger.info(f"Class counts are not cached: {e}")

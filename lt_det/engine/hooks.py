@@ -184,6 +184,26 @@ def named_grad_stats(model: torch.nn.Module) -> dict[str, GradStats]:
     return {f"stage{k}": stats for k, stats in enumerate(found)}
 
 
+def check_ranks_agree(model: torch.nn.Module) -> None:
+    """Raise a RuntimeError unless all ranks hold the same gradient statistics.
+
+    Detectron2 does not broadcast buffers, so equality is the losses' own doing. Call it on every
+    rank.
+    """
+    sums = [[s.pos.sum().item(), s.neg.sum().item()] for s in named_grad_stats(model).values()]
+    of_ranks = comm.all_gather(sums)
+    if any(other != of_ranks[0] for other in of_ranks):
+        raise RuntimeError(
+            f"the gradient statistics differ between ranks: (positive, negative) sums {of_ranks}"
+        )
+
+
+def set_aside(path: str) -> None:
+    """Keep the file of an earlier run in the same folder as ``<name>.previous``. Rank 0 only."""
+    if os.path.exists(path) and comm.is_main_process():
+        os.replace(path, path + ".previous")
+
+
 def drop_lines_from(path: str, iteration: int) -> None:
     """Drop the lines of a JSON-lines file that a killed run wrote after its last checkpoint.
 

@@ -19,8 +19,10 @@ from lt_det.engine.hooks import (
     BestCheckpointHook,
     CheckpointHook,
     GradientStatisticsHook,
+    check_ranks_agree,
     drop_lines_from,
     named_grad_stats,
+    set_aside,
 )
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from lt_det.engine.step import StepTrainer
@@ -95,7 +97,9 @@ class LongTailTrainer(DefaultTrainer):
         if resume:
             logger.info("Resuming after iteration %d", self.iter)
             drop_lines_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-        elif reset_grad_stats(self.model):
+            return
+        set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        if reset_grad_stats(self.model):
             logger.warning(
                 "The gradient statistics in MODEL.WEIGHTS %s belong to another run and start "
                 "from zero. To continue that run use --resume.",
@@ -118,6 +122,7 @@ class LongTailTrainer(DefaultTrainer):
     def before_save(self) -> None:
         """Bring all that belongs to a checkpoint to rank 0; call it on every rank."""
         self._trainer.flush()  # a run with a loss of NaN stops before it is saved
+        check_ranks_agree(self.model)
         self._rng_of_ranks = comm.gather(get_rng_state())
 
     def state_dict(self) -> dict:

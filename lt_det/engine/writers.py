@@ -32,10 +32,31 @@ class GradientRatioPrinter(CommonMetricPrinter):
             self.logger.info(" iter: %d  gradient ratio  %s", storage.iter, text)
 
 
+class MetricsFile(EventWriter):
+    """Detectron2's ``JSONWriter``, opened when the first line is written.
+
+    A resumed run first takes out of the file what the killed one wrote after its checkpoint.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._writer = None
+
+    def write(self):
+        """Append."""
+        self._writer = self._writer or JSONWriter(self.path)
+        self._writer.write()
+
+    def close(self):
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
 def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     """Terminal, ``metrics.json`` and TensorBoard."""
     return [
         GradientRatioPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        MetricsFile(os.path.join(output_dir, "metrics.json")),
         TensorboardXWriter(output_dir),
     ]

@@ -21,6 +21,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
@@ -156,7 +157,10 @@ def _prepare_images(images: list[dict], category_ids: Sequence[int]) -> tuple[di
     everything, nothing = frozenset(category_ids), frozenset()  # shared by all images
     prepared = {}
     for image in images:
-        new = {"id": image["id"], "height": image.get("height"), "width": image.get("width")}
+        for key in ("height", "width"):
+            if key not in image:
+                raise DataError(f"image {image['id']} has no '{key}'")
+        new = {key: image[key] for key in ("id", "height", "width")}
         for key, default in zip(lists, (everything, nothing), strict=True):
             if federated and key not in image:
                 raise DataError(f"image {image['id']} has no '{key}' while others have")
@@ -257,7 +261,7 @@ def drop_non_finite(predictions: list[dict]) -> tuple[list[dict], int]:
     kept = [
         p
         for p in predictions
-        if np.isfinite(p["score"]) and ("bbox" not in p or all(np.isfinite(p["bbox"])))
+        if math.isfinite(p["score"]) and all(map(math.isfinite, p.get("bbox", ())))
     ]
     return kept, len(predictions) - len(kept)
 

@@ -440,9 +440,17 @@ def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def default_label(record: Mapping) -> str:
-    """Name of the configuration file without its ending, else the data set."""
+    """Name of the configuration file without its ending, else the data set.
+
+    A run's own copy is always called config.yaml; it goes by the name of its directory.
+    """
     config = record["run"].get("config")
-    return os.path.splitext(os.path.basename(config))[0] if config else record["dataset"]
+    if not config:
+        return record["dataset"]
+    folder, file = os.path.split(config)
+    return (
+        os.path.basename(folder) if file == "config.yaml" and folder else os.path.splitext(file)[0]
+    )
 
 
 def _default_columns(records: Sequence[Mapping]) -> list[str]:

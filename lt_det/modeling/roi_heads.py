@@ -103,7 +103,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
     def _log_accuracy(self, logits: Tensor, gt_classes: Tensor) -> None:
         """Share of foreground regions whose best foreground class is the right one."""
         storage = get_event_storage()
-        if storage.iter % _LOG_PERIOD != 0:
+        if (storage.iter + 1) % _LOG_PERIOD != 0:
             return
         foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
         if foreground.any():

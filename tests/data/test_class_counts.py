@@ -271,6 +271,8 @@ def test_a_second_call_reads_the_cache(mine, tmp_path, reads):
     assert second.images.dtype == second.instances.dtype == np.int64
     (file,) = cache_files(cache)
     assert file.startswith("set-") and file.endswith(".json")
+    # Data folders are shared: as readable as any other file of this user.
+    assert (cache / file).stat().st_mode == os.stat(mine).st_mode
 
 
 def test_another_set_of_the_same_file_name_has_a_cache_of_its_own(mine, tmp_path, reads):
@@ -301,17 +303,22 @@ def test_a_changed_file_is_counted_again(mine, tmp_path, reads, caplog):
     assert len(reads) == 2
 
 
-def test_a_change_of_the_same_size_and_time_is_noticed(mine, tmp_path, reads):
+@pytest.mark.parametrize("keep_time, hashed", [(True, 10_000), (True, 300), (False, 1)])
+def test_a_change_of_the_same_size_is_noticed(mine, tmp_path, monkeypatch, keep_time, hashed):
+    # By the hash of the whole file, by that of its end, by the time alone.
+    monkeypatch.setattr(class_counts, "HASHED_BYTES", hashed)
     cache = str(tmp_path / "cache")
     get_class_counts("mine", cache_dir=cache)
     stat = os.stat(mine)
     with open(mine) as f:
         text = f.read()
+    end = text.rindex('"category_id": 4')
+    assert len(text) - end < 300 < end
     with open(mine, "w") as f:
-        f.write(text.replace('"category_id": 2', '"category_id": 7'))
-    os.utime(mine, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        f.write(text[:end] + text[end:].replace('"category_id": 4', '"category_id": 7'))
+    os.utime(mine, ns=(stat.st_atime_ns, stat.st_mtime_ns + (0 if keep_time else 1)))
     assert os.stat(mine).st_size == stat.st_size
-    assert get_class_counts("mine", cache_dir=cache).instances.tolist() == [0, 3, 1]
+    assert get_class_counts("mine", cache_dir=cache).instances.tolist() == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

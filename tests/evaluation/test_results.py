@@ -196,6 +196,11 @@ def test_table_has_one_row_per_record_and_dashes_for_no_value():
     assert table[2:] == [["toy_val", "20.0", "-"], ["lvis_eqlv2", "30.0", "-"]]
 
 
+def test_a_copy_of_the_configuration_goes_by_the_name_of_its_run():
+    own = [with_run(record(), config=f"output/{name}/config.yaml") for name in ("eqlv2", "seesaw")]
+    assert [row[0] for row in cells(format_table(own))[2:]] == ["eqlv2", "seesaw"]
+
+
 def test_default_columns_are_those_present():
     head = cells(format_table([record()]))[0]
     assert head == ["run", "box AP", "box AP50", "box APr", "mask AP", "mask AP50", "mask APr"]

@@ -1,0 +1,37 @@
+"""Run a function on several gloo ranks."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_on_ranks(function: Callable[[int], object], world_size: int) -> dict[int, object]:
+    """``{rank: function(rank)}``; `function` must be importable, its result saveable by torch.
+
+    The processes meet through a file, so no port can be taken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, args=(function, world_size, folder), nprocs=world_size)
+        return {
+            rank: torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
+            for rank in range(world_size)
+        }
+
+
+def _worker(rank: int, function: Callable, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    try:
+        torch.save(function(rank), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
