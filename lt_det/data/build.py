@@ -259,12 +259,20 @@ def images_per_pass(cfg) -> int:
 
 
 def _check_masks(records: list[dict], mask_format: str) -> None:
-    if mask_format != "polygon":
-        return
+    """Find masks that Detectron2's mapper would fail on in the middle of training."""
     for record in records:
+        where = f"image id {record['image_id']} ({record['file_name']})"
         for annotation in record.get("annotations", ()):
-            if isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd"):
+            mask = annotation.get("segmentation")
+            if annotation.get("iscrowd"):
+                continue  # not trained on
+            if not mask:
+                raise DataError(
+                    f"{where} has an annotation without a mask, box {annotation['bbox']}; "
+                    "MODEL.MASK_ON False trains on boxes alone"
+                )
+            if isinstance(mask, dict) and mask_format == "polygon":
                 raise ConfigError(
-                    f"INPUT.MASK_FORMAT is 'polygon' but image id {record['image_id']} "
-                    f"({record['file_name']}) has a mask in RLE; set INPUT.MASK_FORMAT bitmask"
+                    f"INPUT.MASK_FORMAT is 'polygon' but {where} has a mask in RLE; "
+                    "set INPUT.MASK_FORMAT bitmask"
                 )

@@ -1,0 +1,229 @@
+"""The training loader: reproducible from its position, whatever loads it."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from PIL import Image
+from torch.utils.data import Sampler
+
+from lt_det.data import register_from_config
+from lt_det.data.build import (
+    SeededDataset,
+    TrainLoader,
+    build_test_loader,
+    build_train_loader,
+    images_per_pass,
+    index_sampler,
+    seeded_random,
+    training_records,
+)
+from lt_det.data.mappers import LongTailDatasetMapper
+from lt_det.engine import load_config
+from lt_det.errors import ConfigError, DataError
+
+QUICK = "configs/quick/lvis_eqlv2.yaml"
+
+
+@pytest.fixture
+def cfg(tiny_options):
+    cfg = load_config(QUICK, [*tiny_options, "DATALOADER.NUM_WORKERS", "0"])
+    register_from_config(cfg)
+    return cfg
+
+
+def take(loader, count):
+    """What a few batches hold: image ids, pixels and boxes."""
+    return [
+        [(s["image_id"], s["image"], s["instances"].gt_boxes.tensor) for s in batch]
+        for batch in itertools.islice(loader, count)
+    ]
+
+
+def assert_same_batches(a, b):
+    assert len(a) == len(b) > 0
+    for x, y in zip(itertools.chain(*a), itertools.chain(*b), strict=True):
+        assert x[0] == y[0] and torch.equal(x[1], y[1]) and torch.equal(x[2], y[2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_continues_where_its_state_says(cfg, workers):
+    whole = take(build_train_loader(cfg), 9)
+    cfg.DATALOADER.NUM_WORKERS = workers
+    first = build_train_loader(cfg)
+    assert_same_batches(take(first, 4), whole[:4])
+    state = first.state_dict()
+    assert state["batches"] == 4  # workers have prefetched more
+    second = build_train_loader(cfg)
+    second.load_state_dict(state)
+    assert_same_batches(take(second, 5), whole[4:])
+
+
+def test_augmentation_varies_and_comes_from_the_seed(cfg):
+    whole = take(build_train_loader(cfg), 20)
+    seen = {}
+    for image_id, pixels, _ in itertools.chain(*whole):
+        seen.setdefault(image_id, []).append(pixels)
+    # 80 samples of 24 images, two sizes, flip: some image came in two versions.
+    assert any(not torch.equal(a, b) for v in seen.values() for a, b in itertools.pairwise(v)
+               if a.shape == b.shape)
+    cfg.SEED = 99
+    other = take(build_train_loader(cfg), 20)
+    assert [s[0] for b in whole for s in b] != [s[0] for b in other for s in b]
+
+
+def test_loading_leaves_the_random_state_alone(cfg):
+    loader = build_train_loader(cfg)
+    states = [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]
+    take(loader, 3)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
+
+
+def test_a_state_of_another_set_starts_a_new_order_with_a_warning(cfg, caplog):
+    loader = build_train_loader(cfg)
+    state = {**loader.state_dict(), "batches": 7, "num_images": 5}
+    loader.load_state_dict(state)
+    assert "order of images starts anew" in caplog.text
+    assert loader.batches == 0 and loader.seed == state["seed"] + 7
+
+
+class Count(Sampler):
+    """0, 1, 2, ... modulo a size."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __iter__(self):
+        return itertools.cycle(range(self.size))
+
+
+def loader_over(records, mapper, **kwargs):
+    return TrainLoader(
+        SeededDataset(records, mapper, **kwargs),
+        make_sampler=lambda seed: Count(len(records)),
+        batch_size=2,
+        groups=None,
+        num_workers=0,
+        seed=0,
+    )
+
+
+def fails_on(bad):
+    def mapper(record):
+        if record in bad:
+            raise DataError(f"cannot use image {record}")
+        return record
+
+    return mapper
+
+
+def test_a_bad_image_stops_or_is_replaced_by_the_next_and_counted(caplog):
+    with pytest.raises(DataError, match="image 3"):
+        list(itertools.islice(loader_over(list(range(6)), fails_on({3})), 3))
+    loader = loader_over(list(range(6)), fails_on({3, 4}), bad_image="skip")
+    assert list(itertools.islice(loader, 3)) == [[0, 1], [2, 5], [5, 5]]
+    assert loader.dataset.skipped == 3
+    assert "skipped bad image number 3: cannot use image 4" in caplog.text
+
+
+def test_many_bad_images_in_a_row_are_a_wrong_folder():
+    loader = loader_over(list(range(50)), fails_on(set(range(50))), bad_image="skip")
+    with pytest.raises(DataError, match="20 images in a row"):
+        next(iter(loader))
+    with pytest.raises(ConfigError, match="'ignore'.*error, skip"):
+        SeededDataset([], None, bad_image="ignore")
+
+
+def test_seeded_random_depends_on_every_part_of_its_key():
+    def draw(*key):
+        with seeded_random(*key):
+            return np.random.rand(), random.random(), torch.rand(()).item()
+
+    assert draw(1, 0, 5) == draw(1, 0, 5)
+    draws = [draw(1, 0, 5), draw(2, 0, 5), draw(1, 1, 5), draw(1, 0, 6)]
+    for values in zip(*draws, strict=True):
+        assert len(set(values)) == 4
+
+
+def test_test_loader_gives_every_image_once_in_order(cfg):
+    ids = [sample["image_id"] for batch in build_test_loader(cfg, "tiny_val") for sample in batch]
+    assert ids == sorted(set(ids)) and len(ids) == 6
+
+
+def test_repeat_factors_repeat_images_of_rare_classes(cfg):
+    records = training_records(cfg)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
+    drawn = list(itertools.islice(index_sampler(cfg, records)(3), 4000))
+    share = np.bincount(drawn, minlength=len(records)) / 4000
+    present = [{a["category_id"] for a in r["annotations"]} for r in records]
+    images_with = np.array([sum(c in p for p in present) for c in range(9)])
+    factor = np.sqrt(np.maximum(1, 0.5 / (images_with / len(records))))
+    expected = np.array([max(factor[list(p)]) for p in present])
+    expected /= expected.sum()
+    # 4000 draws without replacement within an epoch: well inside 20 %.
+    np.testing.assert_allclose(share, expected, rtol=0.2)
+
+
+@pytest.mark.parametrize("key", ["DATALOADER.SAMPLER_TRAIN"])
+def test_an_unknown_sampler_lists_the_known_ones(cfg, key):
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorSampler"
+    with pytest.raises(ConfigError, match=f"{key}.*Did you mean 'RepeatFactorTrainingSampler'"):
+        build_train_loader(cfg)
+
+
+def test_images_per_batch_must_divide_over_passes(cfg):
+    cfg.SOLVER.LT.ACCUMULATION_STEPS = 2
+    assert images_per_pass(cfg) == 2
+    cfg.SOLVER.LT.ACCUMULATION_STEPS = 3
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH 4.*ACCUMULATION_STEPS 3"):
+        images_per_pass(cfg)
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "no image", "other size"])
+def test_the_mapper_names_file_and_image_id(cfg, tmp_path, fault):
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    record = {"file_name": str(path), "image_id": 77, "height": 40, "width": 30}
+    if fault == "missing":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-900])
+    elif fault == "no image":
+        path.write_text("hello")
+    else:
+        record["width"] = 31
+    with pytest.raises(DataError, match=r"photo.png \(image id 77\).*BAD_IMAGE"):
+        LongTailDatasetMapper(cfg, is_train=True)(record)
+
+
+def records_with(mask):
+    annotation = {"bbox": [0, 0, 5, 5], "category_id": 0, "segmentation": mask}
+    return [{"file_name": "a.png", "image_id": 4, "annotations": [annotation]}]
+
+
+@pytest.mark.parametrize(
+    "mask,message",
+    [
+        ({"size": [9, 9], "counts": "x"}, "image id 4 .*RLE.*INPUT.MASK_FORMAT bitmask"),
+        ([], "image id 4 .*without a mask.*MODEL.MASK_ON"),
+    ],
+)
+def test_masks_that_cannot_be_trained_on_are_found_at_the_start(cfg, monkeypatch, mask, message):
+    monkeypatch.setattr("lt_det.data.build.get_records", lambda name: records_with(mask))
+    with pytest.raises((ConfigError, DataError), match=message):
+        training_records(cfg)
+    cfg.MODEL.MASK_ON = False
+    assert len(training_records(cfg)) == 1
+
+
+def test_a_set_without_annotations_is_an_error(cfg, monkeypatch):
+    monkeypatch.setattr("lt_det.data.build.get_records", lambda name: [{"annotations": []}])
+    with pytest.raises(DataError, match="DATASETS.TRAIN tiny_train"):
+        training_records(cfg)
+    assert "tiny_train" in MetadataCatalog.list()

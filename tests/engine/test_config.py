@@ -1,0 +1,168 @@
+"""Every configuration loads; wrong ones are found before anything is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.modeling import build_model
+
+from lt_det.config import add_lt_config
+from lt_det.engine import load_config, prepare_config
+from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError
+from lt_det.losses.build import loss_parameters
+
+ROOT = Path(__file__).parents[2]
+QUICK = "configs/quick/lvis_eqlv2.yaml"
+ALL_CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
+RECIPES = [p for p in ALL_CONFIGS if "base" not in p.parts]
+
+
+def test_the_recipes_of_the_readme_are_there():
+    names = {str(p) for p in RECIPES}
+    for name in ("eqlv2", "softmax", "sigmoid", "eqlv2_rfs", "eqlv2_cascade_r101"):
+        assert f"configs/lvis_{name}.yaml" in names
+    for name in ("eqlv2", "softmax", "sigmoid"):
+        assert f"configs/quick/lvis_{name}.yaml" in names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_every_recipe_builds_its_model(path):
+    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    predictor = model.roi_heads.box_predictor
+    predictors = [predictor] if not hasattr(predictor, "__len__") else list(predictor)
+    for p in predictors:
+        assert type(p.cls_loss).__name__ == cfg.MODEL.LT.LOSS.NAME
+        for key, value in cfg.MODEL.LT.LOSS.PARAMS.items():
+            assert getattr(p.cls_loss, key) == value
+        assert p.cls_score.out_features == p.cls_loss.num_logits
+    assert cfg.OUTPUT_DIR != "./output", "recipes write to folders of their own"
+
+
+@pytest.mark.parametrize("name", ["eqlv2", "softmax", "sigmoid"])
+def test_a_quick_twin_has_the_head_and_loss_of_its_recipe(name):
+    full, quick = (load_config(f"configs/{d}lvis_{name}.yaml") for d in ("", "quick/"))
+    assert quick.MODEL.LT.LOSS == full.MODEL.LT.LOSS
+    assert quick.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
+    assert quick.DATALOADER.SAMPLER_TRAIN == full.DATALOADER.SAMPLER_TRAIN
+
+
+def test_the_schedule_of_the_lvis_recipe():
+    """12 epochs of 100,170 images, steps after 8 and 11, 16 images a batch."""
+    cfg = load_config("configs/lvis_eqlv2.yaml")
+    epoch = 100170 / 16
+    assert cfg.SOLVER.MAX_ITER == round(12 * epoch)
+    assert cfg.SOLVER.STEPS == (round(8 * epoch), round(11 * epoch))
+    assert cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.BASE_LR == 0.02
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-4
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
+
+
+def test_ours_are_the_only_keys_that_are_added():
+    from detectron2.config import get_cfg
+
+    plain, ours = get_cfg(), add_lt_config(get_cfg())
+    for node in ("MODEL", "DATALOADER", "DATASETS", "SOLVER", "TEST"):
+        added = set(ours[node]) - set(plain[node])
+        assert added == {"LT"}
+        del ours[node]["LT"]
+    assert ours == plain
+
+
+def test_loss_parameters_can_be_set_on_the_command_line_before_any_yaml_named_them():
+    cfg = load_config("", ["MODEL.LT.LOSS.NAME", "EQLv2", "MODEL.LT.LOSS.PARAMS.gamma", "3.5"])
+    assert dict(cfg.MODEL.LT.LOSS.PARAMS) == {"gamma": 3.5}
+    assert "gamma" in loss_parameters("EQLv2")
+
+
+def prepared(tiny_options, *options, training=True, config=QUICK):
+    cfg = load_config(config, [*tiny_options, *options])
+    return cfg, prepare_config(cfg, training=training)
+
+
+def test_class_counts_go_into_the_configuration_and_the_loss(tiny_options, tiny_set):
+    cfg, counts = prepared(tiny_options)
+    data = json.loads((tiny_set / "annotations" / "train.json").read_text())
+    by_hand = [0] * 9
+    for annotation in data["annotations"]:
+        by_hand[annotation["category_id"] - 1] += 1
+    assert list(cfg.MODEL.LT.CLASS_COUNTS) == by_hand == counts.instances.tolist()
+    images, _ = prepared(tiny_options, "MODEL.LT.COUNT_UNIT", "images")
+    assert list(images.MODEL.LT.CLASS_COUNTS) == counts.images.tolist() != by_hand
+    stats = build_model(cfg).roi_heads.box_predictor.cls_loss.stats
+    other = build_model(images).roi_heads.box_predictor.cls_loss.stats
+    assert int(stats.counts_id) not in (0, int(other.counts_id))
+
+
+WRONG = {
+    "classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES is 80.*tiny_train has 9"),
+    "loss": (["MODEL.LT.LOSS.NAME", "EQLv3"], "'EQLv3'.*MODEL.LT.LOSS.NAME.*Did you mean 'EQLv2'"),
+    "parameter": (["MODEL.LT.LOSS.PARAMS.gama", "1"], "'gama'.*PARAMS.*gamma"),
+    "parameter value": (["MODEL.LT.LOSS.PARAMS.gamma", "-1.0"], "gamma=-1.0.*at least 0"),
+    "data set": (["DATASETS.TRAIN", "('tiny_tain',)"], "tiny_tain.*tiny_train"),
+    "test set": (["DATASETS.TEST", "('tiny_vall',)"], "tiny_vall.*tiny_val"),
+    "unit": (["MODEL.LT.COUNT_UNIT", "pixels"], "'pixels'.*instances, images"),
+    "batch": (["SOLVER.IMS_PER_BATCH", "5", "SOLVER.LT.ACCUMULATION_STEPS", "2"], "IMS_PER_BATCH 5"),
+    "no train set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_wrong_values_are_named_with_their_key_and_what_is_accepted(tiny_options, what):
+    options, message = WRONG[what]
+    with pytest.raises(LtDetError, match=f"(?s){message}"):
+        prepared(tiny_options, *options)
+
+
+def test_keys_and_files_that_do_not_exist():
+    with pytest.raises(MissingFileError, match="configs/nowhere.yaml"):
+        load_config("configs/nowhere.yaml")
+    with pytest.raises(ConfigError, match="MODEL.LT.LOS"):
+        load_config(QUICK, ["MODEL.LT.LOS.NAME", "EQLv2"])
+    with pytest.raises(ConfigError, match="SOLVER.MAX_ITER"):
+        load_config(QUICK, ["SOLVER.MAX_ITER", "many"])
+    with pytest.raises(ConfigError, match="pairs"):
+        load_config(QUICK, ["SOLVER.MAX_ITER"])
+
+
+def test_cuda_that_is_not_there(monkeypatch, tiny_options):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="MODEL.DEVICE is cuda.*MODEL.DEVICE cpu"):
+        prepared(tiny_options, "MODEL.DEVICE", "cuda")
+
+
+def test_an_evaluation_goes_without_the_training_set(tiny_options):
+    options = ["DATASETS.TRAIN", "('lvis_v1_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "9"]
+    cfg, counts = prepared(tiny_options, *options, training=False)
+    assert counts is None and list(cfg.MODEL.LT.CLASS_COUNTS) == []
+    with pytest.raises(MissingFileError, match="DETECTRON2_DATASETS"):
+        prepared(tiny_options, *options)
+
+
+def test_a_crowd_of_errors_ends_in_one_line_and_leaves_no_folder(tmp_path, tiny_options):
+    """The command itself, once: message, exit status, no traceback, nothing written."""
+    output = tmp_path / "run"
+    options = [*tiny_options, "OUTPUT_DIR", str(output), "MODEL.ROI_HEADS.NUM_CLASSES", "80"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "tools/train_net.py", "--config-file", QUICK, *options],
+        cwd=ROOT,
+        env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: MODEL.ROI_HEADS.NUM_CLASSES is 80")
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not output.exists()
+
+
+def test_a_broken_annotation_file_is_named(tmp_path, tiny_options):
+    path = tmp_path / "broken.json"
+    path.write_text('{"images": [')
+    register = f"[{{'name': 'broken_train', 'json': '{path}', 'images': '{tmp_path}'}}]"
+    options = ["DATASETS.LT.REGISTER", register, "DATASETS.TRAIN", "('broken_train',)"]
+    with pytest.raises(DataError, match="broken.json"):
+        prepared(tiny_options, *options)

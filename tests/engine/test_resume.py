@@ -1,0 +1,206 @@
+"""A run that is killed and resumed equals one that was not, through tools/train_net.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS, PERIOD = 10, 4
+
+
+def command(output: Path, options: list[str], *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-W", "ignore", "tools/train_net.py"),
+        *("--config-file", "configs/quick/lvis_eqlv2.yaml", *flags),
+        *("OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(ITERATIONS)),
+        *("SOLVER.CHECKPOINT_PERIOD", str(PERIOD), "TEST.EVAL_PERIOD", "5", *options),
+    ]
+
+
+def environment() -> dict:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(output: Path, options: list[str], *flags: str) -> None:
+    done = subprocess.run(
+        command(output, options, *flags),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def run_and_kill(output: Path, options: list[str], iteration: int) -> None:
+    """SIGKILL the run as soon as it has logged that iteration."""
+    process = subprocess.Popen(
+        command(output, options),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = output / "gradient_statistics.jsonl"
+    deadline = time.monotonic() + 300
+    try:
+        while not (log.exists() and f'"iteration": {iteration},' in log.read_text()):
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline, "the run did not get that far in five minutes"
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # loader workers, too
+        process.wait()
+
+
+def final_state(output: Path) -> dict:
+    return torch.load(output / "model_final.pth", weights_only=True)
+
+
+def differences(a, b, path="") -> list[str]:
+    """Paths at which two checkpoints are not bit-equal."""
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{path}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [d for key in a for d in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{path}: length"]
+        return [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [path]
+    return [] if a == b else [f"{path}: {a!r} != {b!r}"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny_options) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run(output, [*tiny_options, "DATALOADER.NUM_WORKERS", "0"])
+    return output
+
+
+def test_sigkill_and_resume_is_bit_exact(uninterrupted, tmp_path, tiny_options):
+    """Killed between checkpoints, after an evaluation, with workers that had prefetched.
+
+    Weights, optimiser, schedule, loss scale, gradient statistics, data position and random
+    state are all compared; the run without interruption had no workers.
+    """
+    output = tmp_path / "run"
+    options = [*tiny_options, "DATALOADER.NUM_WORKERS", "2"]
+    run_and_kill(output, options, iteration=6)
+    assert (output / "last_checkpoint").read_text() == f"model_{PERIOD - 1:07d}.pth"
+    # What a process leaves that dies while it writes the next checkpoint.
+    (output / "model_0000007.pth.partial").write_bytes(b"half a checkpoint")
+    run(output, options, "--resume")
+
+    whole, resumed = final_state(uninterrupted), final_state(output)
+    assert {"optimizer", "grad_scaler", "data_loader"} <= whole["trainer"]["_trainer"].keys()
+    assert {"rng", "hooks", "iteration"} <= whole["trainer"].keys()
+    assert differences(whole, resumed) == []
+    stats = "roi_heads.box_predictor.cls_loss.stats."
+    assert whole["model"][stats + "steps"] == ITERATIONS
+    assert whole["trainer"]["_trainer"]["data_loader"]["batches"] == ITERATIONS
+
+    # The logs read as if nothing had happened, and so do the results.
+    for name in ("gradient_statistics.jsonl", "metrics.json"):
+        iterations = [
+            json.loads(line).get("iteration") for line in (output / name).read_text().splitlines()
+        ]
+        numbered = [k for k in iterations if k is not None]
+        assert len(numbered) == len(set(numbered)) > 0, name
+    lines = (output / "gradient_statistics.jsonl").read_text()
+    assert lines == (uninterrupted / "gradient_statistics.jsonl").read_text()
+    record = json.loads((output / "results" / "tiny_val.json").read_text())
+    expected = json.loads((uninterrupted / "results" / "tiny_val.json").read_text())
+    assert record["metrics"] == expected["metrics"]
+
+
+def test_without_resume_the_statistics_of_a_checkpoint_start_from_zero(
+    uninterrupted, tmp_path, tiny_options
+):
+    output = tmp_path / "fine_tuned"
+    weights = ["MODEL.WEIGHTS", str(uninterrupted / "model_final.pth"), "SOLVER.MAX_ITER", "1"]
+    run(output, [*tiny_options, *weights, "DATASETS.TEST", "()"])
+    model = final_state(output)["model"]
+    stats = "roi_heads.box_predictor.cls_loss.stats."
+    assert model[stats + "steps"] == 1
+    assert "start from zero" in (output / "log.txt").read_text()
+
+
+def test_evaluation_of_the_final_checkpoint_repeats_the_result(
+    uninterrupted, tmp_path, tiny_options
+):
+    output = tmp_path / "evaluated"
+    weights = ["MODEL.WEIGHTS", str(uninterrupted / "model_final.pth")]
+    run(output, [*tiny_options, *weights], "--eval-only")
+    record = json.loads((output / "results" / "tiny_val.json").read_text())
+    expected = json.loads((uninterrupted / "results" / "tiny_val.json").read_text())
+    assert record["metrics"] == expected["metrics"]
+    for column in ("bbox/AP", "segm/AP"):
+        assert record["per_class"][column] == expected["per_class"][column]
+    assert record["run"]["weights"] == str(uninterrupted / "model_final.pth")
+
+
+def test_two_ranks_under_torchrun_agree_and_keep_both_random_states(tmp_path, tiny_options):
+    """The trainer itself compares the statistics of the ranks before it saves."""
+    output = tmp_path / "two"
+    arguments = command(output, [*tiny_options, "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()"])
+    store = tmp_path / "store"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOIN, str(store), str(rank), *arguments[4:]],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(o[-2000:] for o in outputs)
+    state = final_state(output)
+    first, second = state["trainer"]["rng"]
+    assert not torch.equal(first["torch"], second["torch"])
+    assert state["trainer"]["_trainer"]["data_loader"]["world_size"] == 2
+    assert state["model"]["roi_heads.box_predictor.cls_loss.stats.steps"] == 3
+
+
+# torchrun meets over a port; a file cannot be taken by another program.
+JOIN = """
+import os, sys
+store, rank = sys.argv[1], sys.argv[2]
+sys.argv = ["tools/train_net.py", *sys.argv[3:]]
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT="0", GLOO_SOCKET_IFNAME="lo")
+import torch.distributed as dist
+real = dist.init_process_group
+dist.init_process_group = lambda backend: real(
+    backend, init_method=f"file://{store}", rank=int(rank), world_size=2)
+import runpy
+runpy.run_path("tools/train_net.py", run_name="__main__")
+"""
+
+
+def test_random_state_round_trip():
+    from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
+
+    np.random.seed(3)
+    np.random.standard_normal()  # leaves half a pair behind, which is state as well
+    state = get_rng_state()
+    first = np.random.standard_normal(3).tolist(), torch.rand(3).tolist()
+    set_rng_state(state)
+    assert (np.random.standard_normal(3).tolist(), torch.rand(3).tolist()) == first
+    with preserved_rng():
+        before = torch.get_rng_state()
+        torch.rand(7), np.random.rand(7)
+    assert torch.equal(torch.get_rng_state(), before)
