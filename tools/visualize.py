@@ -10,7 +10,7 @@ few enough objects to read. The choice depends on the data set, --num and --seed
 are drawn on the same images.
 
 A label is "class [group] score", in bold for rare classes. Labels never cover each other: one
-that finds no free place at its box is left out, rare classes and high scores go first.
+that finds no free place at its box is left out. Rare classes and high scores get theirs first.
 """
 
 import argparse
@@ -259,8 +259,9 @@ def _draw_items(ax, items: list[Item], names, groups, scale: float, width, heigh
         ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=0.8))
 
     def urgency(item):
-        rank = GROUPS.index(groups[item.class_id]) if groups else 0
-        return (rank, -area[id(item)]) if item.score is None else (rank, -item.score)
+        if item.score is not None:
+            return -item.score, 0
+        return GROUPS.index(groups[item.class_id]) if groups else 0, -area[id(item)]
 
     ordered = sorted(items, key=urgency)
     texts = [_label(ax, item, names, groups) for item in ordered]
@@ -276,14 +277,13 @@ def _draw_items(ax, items: list[Item], names, groups, scale: float, width, heigh
 
 def _label(ax, item: Item, names, groups):
     color = class_color(item.class_id)
-    text = ax.text(
-        *(0, 0),
-        label_text(item, names, groups),
-        fontsize=FONT,
-        fontweight="bold" if groups and groups[item.class_id] == "r" else "normal",
-        color=text_color(color),
-        bbox={"boxstyle": "square,pad=0.18", "fc": color, "ec": "none"},
-    )
+    style = {
+        "fontsize": FONT,
+        "fontweight": "bold" if groups and groups[item.class_id] == "r" else "normal",
+        "color": text_color(color),
+        "bbox": {"boxstyle": "square,pad=0.18", "fc": color, "ec": "none"},
+    }
+    text = ax.text(0, 0, label_text(item, names, groups), **style)
     text.draw(ax.figure.canvas.get_renderer())  # gives the coloured patch its size
     return text
 
