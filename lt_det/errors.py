@@ -33,3 +33,12 @@ class MissingFileError(LtDetError, FileNotFoundError):
 
 class CheckpointError(LtDetError, RuntimeError):
     """A checkpoint that does not fit the model; the message names file, parameter and key."""
+
+
+def user_message(error: LtDetError) -> str:
+    """The message of `error` alone.
+
+    An error of a loader process arrives with that process's traceback in its text; its own
+    message is what follows the last line that names its class.
+    """
+    return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

@@ -79,4 +79,6 @@ def test_losses_import_without_detectron2():
 
 
 def test_setup_imports_no_torch():
-    assert not any(name.split(".")[0] in ("torch", "detectron2") for name in imports_of(ROOT / "setup.py"))
+    assert not any(
+        name.split(".")[0] in ("torch", "detectron2") for name in imports_of(ROOT / "setup.py")
+    )

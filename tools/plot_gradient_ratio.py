@@ -173,6 +173,7 @@ def plot_runs(runs: list[tuple[str, Statistics]]) -> Figure:
             ax.yaxis.set_major_formatter("{x:g}")
             ax.axhline(1, color="0.35", lw=0.9, ls=(0, (4, 3)), zorder=1)
             ax.grid(axis="y", color="0.9", lw=0.6)
+            ax.set_axisbelow(True)
             ax.spines[["top", "right"]].set_visible(False)
             ax.tick_params(labelleft=True)
     return figure
@@ -219,6 +220,7 @@ def plot_group_means(ax, statistics: Statistics, loss: str) -> None:
             ax.plot(iterations + 1, drawable(values), **style)
     ax.set(xlabel="iterations", ylabel="group mean")
     ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     _legend_above(ax, ncols=3)
 
 

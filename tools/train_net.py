@@ -11,39 +11,61 @@ The flags are Detectron2's; KEY VALUE pairs at the end override the configuratio
 """
 
 import sys
+import warnings
 
-from lt_det.environment import check_torch_pair
+from lt_det.environment import EnvironmentProblem, check_torch_pair
 
-check_torch_pair()
+# Detectron2 and fvcore script small functions at import; nothing a user can do about it.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
-from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
 
-from lt_det.engine import LongTailCheckpointer, LongTailTrainer  # noqa: E402
-from lt_det.engine import load_config, prepare_config  # noqa: E402
-from lt_det.engine.launch import run  # noqa: E402
-from lt_det.engine.trainer import evaluate  # noqa: E402
-from lt_det.errors import LtDetError  # noqa: E402
+def configure(args):
+    """Configuration and class counts of this run; nothing is written."""
+    from lt_det.engine import load_config, prepare_config
+
+    cfg = load_config(args.config_file, args.opts)
+    counts = prepare_config(cfg, training=not args.eval_only)
+    cfg.freeze()
+    return cfg, counts
 
 
 def main(args):
     """One process of the run."""
-    cfg = load_config(args.config_file, args.opts)
-    counts = prepare_config(cfg, training=not args.eval_only)
-    cfg.freeze()
-    default_setup(cfg, args)
+    from detectron2.engine import default_setup
+
+    from lt_det.engine import LongTailTrainer
+    from lt_det.engine.trainer import evaluate_checkpoint
+
+    cfg, counts = configure(args)
     if args.eval_only:
-        model = LongTailTrainer.build_model(cfg)
-        checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, strict_shapes=True)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return evaluate(cfg, model, counts, weights=cfg.MODEL.WEIGHTS)
+        return evaluate_checkpoint(
+            cfg, counts, resume=args.resume, before_writing=lambda: default_setup(cfg, args)
+        )
+    default_setup(cfg, args)
     trainer = LongTailTrainer(cfg, counts)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+def command():
+    """Parse the command line and run; errors that a user can act on end in one line."""
+    from detectron2.engine import default_argument_parser
+
+    from lt_det.engine.launch import run
+    from lt_det.errors import LtDetError, user_message
+
+    args = default_argument_parser().parse_args()
     try:
-        run(main, arguments)
+        if args.num_gpus > 1:
+            configure(args)  # once, before several processes find the same fault
+        run(main, args)
     except LtDetError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {user_message(error)}")
+
+
+if __name__ == "__main__":
+    try:
+        check_torch_pair()
+    except EnvironmentProblem as problem:
+        sys.exit(f"error: {problem}")
+    command()

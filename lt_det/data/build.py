@@ -221,7 +221,7 @@ def training_records(cfg) -> list[dict]:
 
 
 def index_sampler(cfg, records: list[dict]) -> Callable[[int], Sampler]:
-    """seed -> this rank's stream of image indices, for ``DATALOADER.SAMPLER_TRAIN``."""
+    """From a seed to this rank's stream of image indices, for ``DATALOADER.SAMPLER_TRAIN``."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return lambda seed: TrainingSampler(len(records), seed=seed)

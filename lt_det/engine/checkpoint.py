@@ -81,7 +81,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
 
 def _describe_shapes(path: str, shapes: list[tuple]) -> str:
-    lines = [f"  {name}: {stored} in the file, {wanted} in the model" for name, stored, wanted in shapes]
+    lines = [
+        f"  {name}: {stored} in the file, {wanted} in the model" for name, stored, wanted in shapes
+    ]
     hint = ""
     if any("cls_score" in name for name, _, _ in shapes):
         hint = (

@@ -115,9 +115,7 @@ def _fill_class_counts(cfg: CfgNode, counts: ClassCounts) -> None:
     """Write the counts into `cfg`, or check those that are there already."""
     unit = cfg.MODEL.LT.COUNT_UNIT
     if unit not in COUNT_UNITS:
-        raise ConfigError(
-            f"MODEL.LT.COUNT_UNIT is {unit!r}; accepted are {', '.join(COUNT_UNITS)}"
-        )
+        raise ConfigError(f"MODEL.LT.COUNT_UNIT is {unit!r}; accepted are {', '.join(COUNT_UNITS)}")
     if not cfg.MODEL.LT.CLASS_COUNTS:
         frozen = cfg.is_frozen()
         cfg.defrost()

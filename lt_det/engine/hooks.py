@@ -81,8 +81,17 @@ class BestCheckpointHook(HookBase):
 
     def after_train(self):
         """Compare the last evaluation."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            self._compare()
+        if self.trainer.iter < self.trainer.max_iter:
+            return  # training failed
+        self._compare()
+        if self.seen < 0:
+            known = sorted(name for name in self.trainer.storage.latest() if "/AP" in name)
+            logger.warning(
+                "TEST.LT.BEST_METRIC %r was never measured, so no best checkpoint is kept. "
+                "Measured: %s",
+                self.metric,
+                ", ".join(known) or "nothing",
+            )
 
     def _compare(self) -> None:
         value, iteration = self.trainer.storage.latest().get(self.metric, (None, -1))
@@ -172,7 +181,12 @@ class GradientStatisticsHook(HookBase):
         with open(self.path, "a") as file:
             for name, stats in self.stats.items():
                 sums = torch.stack([stats.pos, stats.neg]).tolist()
-                line = {"iteration": self.trainer.iter, "loss": name, "pos": sums[0], "neg": sums[1]}
+                line = {
+                    "iteration": self.trainer.iter,
+                    "loss": name,
+                    "pos": sums[0],
+                    "neg": sums[1],
+                }
                 file.write(json.dumps(line) + "\n")
 
 

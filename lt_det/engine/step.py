@@ -82,7 +82,9 @@ class StepTrainer(SimpleTrainer):
             per_rank = comm.gather(values.tolist())
             if not comm.is_main_process():
                 continue
-            means = {n: sum(v) / len(v) for n, v in zip(names, zip(*per_rank, strict=True), strict=True)}
+            means = {
+                n: sum(v) / len(v) for n, v in zip(names, zip(*per_rank, strict=True), strict=True)
+            }
             total = sum(means.values())
             if not -float("inf") < total < float("inf"):
                 self._unread.clear()

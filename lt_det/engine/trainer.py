@@ -75,9 +75,7 @@ class LongTailTrainer(DefaultTrainer):
             amp=cfg.SOLVER.AMP.ENABLED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = LongTailCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._rng_of_ranks: list[dict] = []
@@ -91,13 +89,15 @@ class LongTailTrainer(DefaultTrainer):
         ``MODEL.WEIGHTS`` (Detectron2 lists the rest), and are an error on resume. Gradient
         statistics are kept on resume and start from zero otherwise.
         """
-        resume = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.strict_shapes = resume
-        super().resume_or_load(resume=resume)
-        if resume:
+        found = resume and self.checkpointer.has_checkpoint()
+        self.checkpointer.strict_shapes = found
+        super().resume_or_load(resume=found)
+        if found:
             logger.info("Resuming after iteration %d", self.iter)
             drop_lines_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
             return
+        if resume:
+            logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
         set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         if reset_grad_stats(self.model):
             logger.warning(
@@ -193,6 +193,34 @@ class LongTailTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name: str):
         """See :func:`lt_det.data.build.build_test_loader`."""
         return build_test_loader(cfg, dataset_name)
+
+
+def evaluate_checkpoint(cfg, class_counts: ClassCounts | None, *, resume: bool, before_writing):
+    """Evaluate ``MODEL.WEIGHTS``, or with `resume` the last checkpoint of ``OUTPUT_DIR``.
+
+    Args:
+        cfg: prepared.
+        class_counts: of the training set, None if it is not at hand.
+        resume: see above.
+        before_writing: called once it is clear that there is something to evaluate.
+
+    Raises:
+        ConfigError: there are no weights; evaluating random ones is never meant.
+        CheckpointError: they do not fit.
+    """
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not cfg.MODEL.WEIGHTS and not (resume and os.path.exists(last)):
+        raise ConfigError(
+            "--eval-only needs weights: give MODEL.WEIGHTS /path/model_final.pth, or --resume to "
+            f"take the last checkpoint of OUTPUT_DIR {cfg.OUTPUT_DIR}"
+        )
+    before_writing()
+    model = LongTailTrainer.build_model(cfg)
+    checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, strict_shapes=True)
+    resume = resume and checkpointer.has_checkpoint()
+    weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    checkpointer.load(weights, checkpointables=[])
+    return evaluate(cfg, model, class_counts, weights=weights)
 
 
 def build_evaluator(cfg, dataset_name: str, class_counts: ClassCounts | None):

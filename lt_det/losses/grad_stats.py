@@ -55,7 +55,8 @@ class GradStats(nn.Module):
         reduced sums is not finite nothing is added, on all ranks alike, and ``skipped`` grows.
 
         Args:
-            pos, neg: (C,) sums of this rank's rows.
+            pos: (C,) sums over this rank's rows that are positive for the class.
+            neg: (C,) sums over those that are negative for it.
         """
         step = sum_over_ranks(torch.stack([pos, neg]).to(self.pos.dtype))
         finite = torch.isfinite(step).all()

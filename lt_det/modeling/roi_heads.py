@@ -59,8 +59,10 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         return ret
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Region features (R, ...) -> logits (R, L), box deltas (R, 4 or 4C) and, for losses
-        that need them, the flattened features (R, D)."""
+        """Region features (R, ...) to logits (R, L) and box deltas (R, 4 or 4C).
+
+        For losses that need them, the flattened features (R, D) come third.
+        """
         x = torch.flatten(x, start_dim=1)
         logits, deltas = super().forward(x)
         return (logits, deltas, x) if self.cls_loss.needs_features else (logits, deltas)
@@ -130,7 +132,7 @@ def _long_tail_predictor(cfg, standard: FastRCNNOutputLayers) -> LongTailOutputL
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailROIHeads(StandardROIHeads):
-    """``StandardROIHeads`` (FPN) with the loss of ``MODEL.LT.LOSS``; masks and keypoints as there."""
+    """``StandardROIHeads`` (FPN) with the loss of ``MODEL.LT.LOSS``."""
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
@@ -141,7 +143,7 @@ class LongTailROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailCascadeROIHeads(CascadeROIHeads):
-    """``CascadeROIHeads`` with the loss of ``MODEL.LT.LOSS``: one loss, and so one state, a stage."""
+    """``CascadeROIHeads`` with the loss of ``MODEL.LT.LOSS``: one loss and one state a stage."""
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):

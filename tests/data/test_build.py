@@ -68,8 +68,12 @@ def test_augmentation_varies_and_comes_from_the_seed(cfg):
     for image_id, pixels, _ in itertools.chain(*whole):
         seen.setdefault(image_id, []).append(pixels)
     # 80 samples of 24 images, two sizes, flip: some image came in two versions.
-    assert any(not torch.equal(a, b) for v in seen.values() for a, b in itertools.pairwise(v)
-               if a.shape == b.shape)
+    assert any(
+        not torch.equal(a, b)
+        for v in seen.values()
+        for a, b in itertools.pairwise(v)
+        if a.shape == b.shape
+    )
     cfg.SEED = 99
     other = take(build_train_loader(cfg), 20)
     assert [s[0] for b in whole for s in b] != [s[0] for b in other for s in b]

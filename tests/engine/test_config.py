@@ -10,7 +10,8 @@ from detectron2.modeling import build_model
 
 from lt_det.config import add_lt_config
 from lt_det.engine import load_config, prepare_config
-from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError
+from lt_det.engine.trainer import evaluate_checkpoint
+from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError, user_message
 from lt_det.losses.build import loss_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,10 @@ WRONG = {
     "data set": (["DATASETS.TRAIN", "('tiny_tain',)"], "tiny_tain.*tiny_train"),
     "test set": (["DATASETS.TEST", "('tiny_vall',)"], "tiny_vall.*tiny_val"),
     "unit": (["MODEL.LT.COUNT_UNIT", "pixels"], "'pixels'.*instances, images"),
-    "batch": (["SOLVER.IMS_PER_BATCH", "5", "SOLVER.LT.ACCUMULATION_STEPS", "2"], "IMS_PER_BATCH 5"),
+    "batch": (
+        ["SOLVER.IMS_PER_BATCH", "5", "SOLVER.LT.ACCUMULATION_STEPS", "2"],
+        "IMS_PER_BATCH 5",
+    ),
     "no train set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
 }
 
@@ -154,9 +158,28 @@ def test_a_crowd_of_errors_ends_in_one_line_and_leaves_no_folder(tmp_path, tiny_
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: MODEL.ROI_HEADS.NUM_CLASSES is 80")
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: MODEL.ROI_HEADS.NUM_CLASSES is 80")
+    )
     assert "Traceback" not in done.stderr + done.stdout
     assert not output.exists()
+
+
+def test_an_evaluation_without_weights_is_an_error_before_anything_is_written(
+    tmp_path, tiny_options
+):
+    output = tmp_path / "run"
+    cfg, counts = prepared(tiny_options, "OUTPUT_DIR", str(output))
+    with pytest.raises(ConfigError, match="--eval-only needs weights.*MODEL.WEIGHTS"):
+        evaluate_checkpoint(cfg, counts, resume=True, before_writing=output.mkdir)
+    assert not output.exists()
+
+
+def test_the_message_of_a_loader_process_is_the_error_alone():
+    text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback ...\n"
+    error = DataError(text + "lt_det.errors.DataError: cannot use image a.png (image id 3)\n")
+    assert user_message(error) == "cannot use image a.png (image id 3)"
+    assert user_message(ConfigError("KEY is 3")) == "KEY is 3"
 
 
 def test_a_broken_annotation_file_is_named(tmp_path, tiny_options):

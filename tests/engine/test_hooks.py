@@ -112,6 +112,15 @@ def test_a_resumed_run_remembers_the_best_value_and_a_new_one_does_not(tmp_path)
     assert best_of(tmp_path, [2.0]) == [0]
 
 
+def test_a_metric_that_is_never_measured_is_reported_with_those_that_are(tmp_path, caplog):
+    hook = BestCheckpointHook(Saves(tmp_path), "segm/APrare")
+    with EventStorage(5) as storage:
+        storage.put_scalar("segm/APr", 3.0)
+        hook.trainer = SimpleNamespace(iter=5, start_iter=0, max_iter=5, storage=storage)
+        hook.after_train()
+    assert "'segm/APrare' was never measured" in caplog.text and "segm/APr" in caplog.text
+
+
 def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     path = tmp_path / "metrics.json"
     lines = ['{"names": []}', '{"iteration": 1}', '{"iteration": 4}', '{"iteration": 5}']

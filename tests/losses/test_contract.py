@@ -81,9 +81,7 @@ def test_the_normalizer_is_the_number_of_valid_rows(case):
     targets[:3] = -1
     default, _ = grad_of(warmed_up(case), logits, targets, features)
     given, _ = grad_of(warmed_up(case), logits, targets, features, normalizer=7)
-    halved, _ = grad_of(
-        warmed_up(case), logits, targets, features, normalizer=torch.tensor(14.0)
-    )
+    halved, _ = grad_of(warmed_up(case), logits, targets, features, normalizer=torch.tensor(14.0))
     torch.testing.assert_close(default, given, **TIGHT)
     torch.testing.assert_close(default, 2 * halved, **TIGHT)
 
