@@ -160,22 +160,26 @@ def plot_runs(runs: list[tuple[str, Statistics]]) -> Figure:
     rows = [(title, s, loss) for title, s in runs for loss in s.losses]
     figure = Figure(figsize=(13.5, 4.2 * len(rows)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    ratios = figure.subplots(
-        len(rows), 2, squeeze=False, sharey=True, gridspec_kw={"width_ratios": (2.6, 1)}
+    grid = figure.subplots(
+        len(rows),
+        2,
+        squeeze=False,
+        sharey=True,
+        width_ratios=(2.6, 1),
+        subplot_kw={"yscale": "log"},
     )
-    for (classes, means), (title, statistics, loss) in zip(ratios, rows, strict=True):
+    for ax in grid.flat:
+        ax.axhline(1, color="0.35", lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.grid(axis="y", color="0.9", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelleft=True)
+        ax.yaxis.set_major_formatter("{x:g}")
+    for (classes, means), (title, statistics, loss) in zip(grid, rows, strict=True):
         plot_classes(classes, statistics, loss)
         plot_group_means(means, statistics, loss)
         name = f"{title}, {loss}" if loss else title
         classes.set_title(name, loc="left", fontweight="bold", fontsize=11)
-        for ax in (classes, means):
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.axhline(1, color="0.35", lw=0.9, ls=(0, (4, 3)), zorder=1)
-            ax.grid(axis="y", color="0.9", lw=0.6)
-            ax.set_axisbelow(True)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.tick_params(labelleft=True)
     return figure
 
 

@@ -31,17 +31,17 @@ def configure(args):
 
 def main(args):
     """One process of the run."""
-    from detectron2.engine import default_setup
-
     from lt_det.engine import LongTailTrainer
+    from lt_det.engine.launch import begin, log_to_terminal
     from lt_det.engine.trainer import evaluate_checkpoint
 
+    log_to_terminal()
     cfg, counts = configure(args)
     if args.eval_only:
         return evaluate_checkpoint(
-            cfg, counts, resume=args.resume, before_writing=lambda: default_setup(cfg, args)
+            cfg, counts, resume=args.resume, before_writing=lambda: begin(cfg, args)
         )
-    default_setup(cfg, args)
+    begin(cfg, args)
     trainer = LongTailTrainer(cfg, counts)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -116,17 +116,20 @@ def choose_images(records: list[dict], groups: list[str] | None, num: int, seed:
 def _take(pool: list[dict], groups, group, num: int) -> list[dict]:
     """Remove `num` records from `pool`, each time one with most unseen classes of `group`."""
     taken, seen = [], set()
-    while pool and len(taken) < num:
-
-        def unseen(record, seen=seen):
-            classes = {a["category_id"] for a in record["annotations"]}
-            return sum(groups is None or groups[c] == group for c in classes - seen)
-
-        best = max(pool, key=lambda r: (len(r["annotations"]) <= CROWDED, unseen(r)))
-        seen |= {a["category_id"] for a in best["annotations"]}
-        pool.remove(best)
-        taken.append(best)
+    while len(taken) < num:
+        fresh = [_classes(record, groups, group) - seen for record in pool]
+        best = max(
+            range(len(pool)), key=lambda i: (len(pool[i]["annotations"]) <= CROWDED, len(fresh[i]))
+        )
+        seen |= fresh[best]
+        taken.append(pool.pop(best))
     return taken
+
+
+def _classes(record: dict, groups, group) -> set[int]:
+    """The classes in an image that are of `group`; all of them if there are no groups."""
+    found = {a["category_id"] for a in record["annotations"]}
+    return {k for k in found if groups[k] == group} if groups else found
 
 
 def decode_mask(segmentation, height: int, width: int) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import launch
+from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from lt_det.errors import ConfigError
 
@@ -44,6 +46,21 @@ def run(main: Callable, args) -> None:
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+def log_to_terminal() -> None:
+    """Show lt_det's messages before there is an output folder."""
+    setup_logger(distributed_rank=comm.get_rank(), name="lt_det")
+
+
+def begin(cfg, args) -> None:
+    """Detectron2's ``default_setup``: output folder, logs, ``config.yaml``, seeds.
+
+    lt_det's own messages go the same way as Detectron2's, to the terminal and to ``log.txt``.
+    """
+    default_setup(cfg, args)
+    logging.getLogger("lt_det").handlers.clear()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="lt_det")
 
 
 def join_torchrun() -> None:
