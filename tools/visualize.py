@@ -34,7 +34,7 @@ from lt_det.data import dataset_info, get_records, register_from_config
 from lt_det.engine.config import load_config
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError
 from lt_det.evaluation.groups import GROUPS
-from lt_det.evaluation.lvis import PREDICTIONS_FILE, drop_non_finite, load_predictions
+from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, drop_non_finite, load_predictions
 from lt_det.evaluation.results import read_record
 
 DPI = 100

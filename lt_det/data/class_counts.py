@@ -14,13 +14,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from lt_det.data.datasets.lvis_format import (
-    Source,
-    dataset_info,
-    find_source,
-    get_records,
-    parse_json,
-)
+from lt_det.data.datasets.catalog import Source, dataset_info, find_source, get_records
+from lt_det.data.datasets.lvis_format import parse_json
 from lt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

@@ -66,7 +66,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
-        except (EOFError, AssertionError, FileNotFoundError) as error:
+        except (EOFError, AssertionError, OSError) as error:
             raise CheckpointError(f"cannot load checkpoint {path}: {error}") from error
         except RuntimeError as error:
             if isinstance(error, CheckpointError) or "PytorchStreamReader" not in str(error):

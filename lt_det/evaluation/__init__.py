@@ -1,4 +1,4 @@
-"""Evaluators, frequency groups and result records.
+"""Evaluators, predictions, frequency groups and result records.
 
 The evaluators need Detectron2 and are imported on first use, so that records can be read and
 tables printed without it.
@@ -7,6 +7,7 @@ tables printed without it.
 import importlib
 
 from lt_det.evaluation.groups import GROUPS, group_means, groups_from_counts
+from lt_det.evaluation.lvis_predictions import load_predictions
 from lt_det.evaluation.results import (
     add_run_info,
     format_table,
@@ -17,7 +18,7 @@ from lt_det.evaluation.results import (
 )
 
 # Name -> module of this package that defines it.
-_LAZY = {"LongTailLVISEvaluator": "lvis", "load_predictions": "lvis"}
+_LAZY = {"LongTailLVISEvaluator": "lvis"}
 
 __all__ = [
     "GROUPS",

@@ -1,13 +1,13 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from lt_det.data.datasets import lvis_format
+from lt_det.data.datasets import catalog
 
 
 @pytest.fixture(autouse=True)
 def clean_catalogs():
     """Forget what a test registers."""
-    tables = (DatasetCatalog, MetadataCatalog, lvis_format._SOURCES, lvis_format._PREPARE)
+    tables = (DatasetCatalog, MetadataCatalog, catalog._SOURCES, catalog._PREPARE)
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

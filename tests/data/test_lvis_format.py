@@ -11,15 +11,9 @@ from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instance
 from pycocotools import mask as mask_util
 
 from lt_det.data.datasets import lvis_format
-from lt_det.data.datasets.lvis_format import (
-    EMPTY_BOX,
-    OUTSIDE_BOX,
-    box_fault,
-    dataset_info,
-    get_records,
-    load_lvis_format,
-    register_lvis_format,
-)
+from lt_det.data.datasets.annotations import EMPTY_BOX, OUTSIDE_BOX, box_fault
+from lt_det.data.datasets.catalog import dataset_info, get_records, register_lvis_format
+from lt_det.data.datasets.lvis_format import load_lvis_format
 from lt_det.errors import ConfigError, DataError, MissingFileError
 from tests.data.small_sets import SQUARE, annotation, random_set, small_set, write_set
 

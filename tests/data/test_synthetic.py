@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lt_det.data.datasets import lvis_format, synthetic
+from lt_det.data.datasets import synthetic
+from lt_det.data.datasets import synthetic_drawing as drawing
+from lt_det.data.datasets.lvis_format import load_lvis_format
 from lt_det.data.datasets.synthetic import (
-    SHAPES,
-    SURFACES,
     SyntheticSpec,
     class_order,
     ensure_generated,
@@ -25,6 +25,7 @@ from lt_det.data.datasets.synthetic import (
     register_synthetic,
     train_image_counts,
 )
+from lt_det.data.datasets.synthetic_drawing import SHAPES, SURFACES
 from lt_det.errors import DataError
 
 SMALL = SyntheticSpec(num_train_images=80, num_val_images=24)
@@ -182,7 +183,7 @@ def test_annotations_describe_the_visible_masks(small_root, split):
             check_annotation(annotation, item)
 
 
-def check_annotation(annotation: dict, item: synthetic.SceneObject) -> None:
+def check_annotation(annotation: dict, item: drawing.SceneObject) -> None:
     height, width = item.mask.shape
     rows, columns = np.nonzero(item.mask)
     x, y, w, h = annotation["bbox"]
@@ -219,10 +220,10 @@ def test_sizes_of_images_and_objects_vary():
 
 def test_an_outline_covers_its_area():
     """A disc of 40 x 30 pixels covers pi / 4 * 40 * 30, whatever its position and angle."""
-    outline = synthetic._OUTLINES["disc"]
+    outline = drawing.OUTLINES["disc"]
     for angle, center in ((0.0, (40.0, 40.0)), (1.0, (35.3, 44.7))):
-        pose = synthetic._Pose(np.array(center), np.array([40.0, 30.0]), angle)
-        coverage = synthetic._coverage(pose.to_pixels(outline), 80, 80)
+        pose = drawing._Pose(np.array(center), np.array([40.0, 30.0]), angle)
+        coverage = drawing._coverage(pose.to_pixels(outline), 80, 80)
         assert coverage.sum() / 16 == pytest.approx(np.pi / 4 * 1200, rel=0.01)
         mean = (np.indices((80, 80)) * coverage).sum(axis=(1, 2)) / coverage.sum() + 0.5
         np.testing.assert_allclose(mean[::-1], center, atol=0.05)
@@ -230,18 +231,18 @@ def test_an_outline_covers_its_area():
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_outline_is_one_piece_that_fills_its_box(name):
-    outline = synthetic._OUTLINES[name]
+    outline = drawing.OUTLINES[name]
     assert np.abs(outline).max() < 0.56
     assert np.ptp(outline, axis=0).min() > 0.75
-    pose = synthetic._Pose(np.array([24.0, 24.0]), np.array([20.0, 20.0]), 0.4)
-    mask = synthetic._coverage(pose.to_pixels(outline), 48, 48) >= 8
-    assert len(synthetic._border_loops(mask)) == 1
+    pose = drawing._Pose(np.array([24.0, 24.0]), np.array([20.0, 20.0]), 0.4)
+    mask = drawing._coverage(pose.to_pixels(outline), 48, 48) >= 8
+    assert len(drawing._border_loops(mask)) == 1
 
 
 def test_polygons_of_a_rectangle_cut_only_its_corners():
     mask = np.zeros((9, 12), dtype=bool)
     mask[2:7, 3:10] = True
-    (polygon,) = synthetic.mask_to_polygons(mask)
+    (polygon,) = drawing.mask_to_polygons(mask)
     corners = {(3.5, 2), (9.5, 2), (10, 2.5), (10, 6.5), (9.5, 7), (3.5, 7), (3, 6.5), (3, 2.5)}
     assert {tuple(point) for point in np.array(polygon).reshape(-1, 2).tolist()} == corners
     assert len(polygon) == 16
@@ -250,11 +251,11 @@ def test_polygons_of_a_rectangle_cut_only_its_corners():
 def test_border_loops_tell_holes_parts_and_diagonals():
     ring = np.ones((5, 5), dtype=bool)
     ring[2, 2] = False
-    assert sorted(map(synthetic._loop_area, synthetic._border_loops(ring))) == [-1, 25]
-    assert [synthetic._loop_area(x) for x in synthetic._border_loops(np.eye(3, dtype=bool))] == [3]
+    assert sorted(map(drawing._loop_area, drawing._border_loops(ring))) == [-1, 25]
+    assert [drawing._loop_area(x) for x in drawing._border_loops(np.eye(3, dtype=bool))] == [3]
     parts = np.array([[1, 1, 0, 1]], dtype=bool)
-    assert sorted(map(synthetic._loop_area, synthetic._border_loops(parts))) == [1, 2]
-    assert synthetic._border_loops(np.zeros((3, 3), dtype=bool)) == []
+    assert sorted(map(drawing._loop_area, drawing._border_loops(parts))) == [1, 2]
+    assert drawing._border_loops(np.zeros((3, 3), dtype=bool)) == []
 
 
 # --- files and federated lists -------------------------------------------------------------------
@@ -426,7 +427,7 @@ def test_registration_generates_nothing_until_the_first_load(tmp_path, monkeypat
         assert file_format == "lvis"
         calls[name] = (Path(json_file), Path(image_root), prepare)
 
-    monkeypatch.setattr(lvis_format, "register_lvis_format", record)
+    monkeypatch.setattr(synthetic, "register_lvis_format", record)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     register_synthetic(spec=TINY)
     assert set(calls) == {"lt_synthetic_train", "lt_synthetic_val"}
@@ -439,9 +440,7 @@ def test_registration_generates_nothing_until_the_first_load(tmp_path, monkeypat
 
 
 def test_the_loader_of_lvis_files_accepts_the_set(small_root):
-    records = lvis_format.load_lvis_format(
-        str(small_root / "annotations" / "train.json"), str(small_root)
-    )
+    records = load_lvis_format(str(small_root / "annotations" / "train.json"), str(small_root))
     content = read(small_root, "train")
     assert len(records) == len(content["images"])
     assert sum(len(r["annotations"]) for r in records) == len(content["annotations"])

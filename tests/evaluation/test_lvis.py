@@ -17,9 +17,11 @@ from detectron2.evaluation.testing import flatten_results_dict, print_csv_format
 from detectron2.structures import Boxes, Instances
 
 from lt_det.errors import DataError, MissingFileError
-from lt_det.evaluation import LongTailLVISEvaluator, load_predictions
-from lt_det.evaluation import lvis as ours
+from lt_det.evaluation import LongTailLVISEvaluator, load_predictions, lvis_metrics
 from lt_det.evaluation.groups import GROUPS, group_means
+from lt_det.evaluation.lvis_ground_truth import load_ground_truth, prepare_ground_truth
+from lt_det.evaluation.lvis_metrics import evaluate_task
+from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, write_predictions
 from lt_det.evaluation.results import class_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +162,7 @@ class NumpyWithFloat:
 
 def reference(json_file, predictions, task):
     """``lvis.LVISEval`` of the package itself, as Detectron2 calls it, in percent."""
-    ours.lvis_classes()  # imports lvis without its effect on the root logger
+    lvis_metrics.lvis_classes()  # imports lvis without its effect on the root logger
     import lvis.eval
 
     predictions = copy.deepcopy(predictions)
@@ -186,7 +188,7 @@ def test_equals_lviseval_on_random_federated_data(tmp_path, seed):
     rng = np.random.default_rng(seed)
     dataset = federated_dataset(rng)
     results, evaluator = run(tmp_path, dataset, random_predictions(rng, dataset, many=seed < 3))
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     assert 5 < results["bbox"]["AP"] < 95  # the comparison is about something
     for task in ("bbox", "segm"):
         expected, evaluation = reference(str(tmp_path / "gt.json"), predictions, task)
@@ -205,14 +207,12 @@ def test_precision_array_is_that_of_lviseval_bit_for_bit(tmp_path):
     rng = np.random.default_rng(11)
     dataset = federated_dataset(rng)
     _, evaluator = run(tmp_path, dataset, random_predictions(rng, dataset, many=True))
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     order = np.argsort([c["id"] for c in dataset["categories"]])
     for task in ("bbox", "segm"):
         _, evaluation = reference(str(tmp_path / "gt.json"), predictions, task)
-        gt = ours.load_ground_truth(
-            str(tmp_path / "gt.json"), [c["id"] for c in dataset["categories"]]
-        )
-        precision = ours.evaluate_task(gt, predictions, task)[:, :, order]
+        gt = load_ground_truth(str(tmp_path / "gt.json"), [c["id"] for c in dataset["categories"]])
+        precision = evaluate_task(gt, predictions, task)[:, :, order]
         assert np.array_equal(precision, evaluation.eval["precision"])
 
 
@@ -238,7 +238,7 @@ def test_given_groups_average_as_lviseval_does_with_that_frequency(tmp_path):
     regrouped = copy.deepcopy(dataset)
     for category, group in zip(regrouped["categories"], groups, strict=True):
         category["frequency"] = group
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     assert_equal_to_reference(results, tmp_path, regrouped, predictions)
     assert evaluator.record["per_class"]["group"] == groups
     assert evaluator.record["protocol"]["groups"] == "given"
@@ -272,7 +272,7 @@ def test_coco_file_equals_lviseval_with_every_absent_class_negative(tmp_path, ca
     with caplog.at_level(logging.INFO, logger="lt_det"):
         results, evaluator = run(tmp_path, coco, random_predictions(rng, coco), class_counts=counts)
     assert "taken as annotated exhaustively" in caplog.text
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     assert_equal_to_reference(results, tmp_path, federated, predictions)
     assert evaluator.record["protocol"]["groups"] == "training images"
     assert not evaluator.record["protocol"]["federated"]
@@ -296,7 +296,7 @@ def test_categories_that_are_not_classes_of_the_model_take_no_part(tmp_path):
     )
     process(evaluator, random_predictions(rng, smaller))
     results = evaluator.evaluate()
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     assert_equal_to_reference(results, tmp_path, smaller, predictions)
 
 
@@ -406,7 +406,7 @@ def test_no_predictions_give_0(tmp_path):
     assert list(results) == ["bbox", "segm"]
     assert results["bbox"]["AP"] == results["segm"]["AP"] == results["bbox"]["APc"] == 0.0
     assert np.isnan(results["bbox"]["APr"])
-    assert load_predictions(str(tmp_path / ours.PREDICTIONS_FILE)) == []
+    assert load_predictions(str(tmp_path / PREDICTIONS_FILE)) == []
     assert evaluator.evaluate_predictions([])["segm"]["AP"] == 0.0
 
 
@@ -435,7 +435,7 @@ def test_an_annotation_numbered_0_can_be_found(tmp_path):
     dataset["annotations"][0]["id"] = 0
     results, _ = run(tmp_path, dataset, {1: [(0, BOX, 0.9)]})
     assert results["bbox"]["AP"] == approx(100.0)
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     plain, _ = reference(str(tmp_path / "gt.json"), predictions, "bbox")
     assert plain["AP"] == 0.0  # why annotations are numbered anew
 
@@ -453,8 +453,8 @@ def test_sizes_are_those_of_the_mask_for_masks_and_of_the_box_for_boxes(tmp_path
         results, _ = run(tmp_path, dataset, {1: [(0, box, 0.9)]})
         assert results["segm"]["APs"] == approx(np.nan if small is None else small)
         assert results["segm"]["APm"] == approx(100.0 if small is None else np.nan)
-    predicted = ours._detection(
-        load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))[0],
+    predicted = lvis_metrics._detection(
+        load_predictions(str(tmp_path / PREDICTIONS_FILE))[0],
         1,
         "segm",
         {1: {"height": SIZE, "width": SIZE}},
@@ -475,7 +475,7 @@ def test_non_finite_predictions_are_dropped_with_one_counted_warning(tmp_path, c
     assert results["bbox"]["AP"] == approx(100.0)
     warnings = [r.message for r in caplog.records if "not finite" in r.message]
     assert len(warnings) == 1 and warnings[0].startswith("3 of 4 predictions")
-    assert len(load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))) == 1
+    assert len(load_predictions(str(tmp_path / PREDICTIONS_FILE))) == 1
 
 
 def test_image_processed_twice_counts_once(tmp_path, caplog):
@@ -507,7 +507,7 @@ def test_evaluating_the_written_file_again_gives_the_same_record(tmp_path):
     dataset = federated_dataset(rng)
     results, evaluator = run(tmp_path, dataset, random_predictions(rng, dataset))
     record = evaluator.record
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     assert {p["category_id"] for p in predictions} <= {c["id"] for c in dataset["categories"]}
     assert all(isinstance(p["segmentation"]["counts"], str) for p in predictions)
     fresh = make_evaluator(tmp_path, dataset)
@@ -523,14 +523,14 @@ def test_predictions_and_annotation_file_are_not_modified(tmp_path):
     rng = np.random.default_rng(12)
     dataset = federated_dataset(rng)
     _, evaluator = run(tmp_path, dataset, random_predictions(rng, dataset))
-    predictions = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     before, file_before = copy.deepcopy(predictions), (tmp_path / "gt.json").read_bytes()
     evaluator.evaluate_predictions(predictions)
     assert predictions == before
     assert (tmp_path / "gt.json").read_bytes() == file_before
     content = copy.deepcopy(dataset)
-    gt = ours.prepare_ground_truth(dataset, [c["id"] for c in dataset["categories"]])
-    ours.evaluate_task(gt, predictions, "segm")
+    gt = prepare_ground_truth(dataset, [c["id"] for c in dataset["categories"]])
+    evaluate_task(gt, predictions, "segm")
     assert dataset == content
 
 
@@ -538,19 +538,19 @@ def test_failed_evaluation_keeps_the_predictions_and_says_where(tmp_path, monkey
     def fail(*args):
         raise MemoryError("too large")
 
-    monkeypatch.setattr(ours, "evaluate_task", fail)
+    monkeypatch.setattr("lt_det.evaluation.lvis.evaluate_task", fail)
     with pytest.raises(RuntimeError, match="too large.*kept in .*lvis_instances_results.json"):
         run(tmp_path, one_object(), {1: [(0, BOX, 0.9)]})
-    (kept,) = load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))
+    (kept,) = load_predictions(str(tmp_path / PREDICTIONS_FILE))
     assert kept["bbox"] == BOX and kept["category_id"] == 7
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = str(tmp_path / "p.json")
     good = {"image_id": 1, "category_id": 7, "bbox": BOX, "score": 0.5}
-    ours.write_predictions(path, [good])
+    write_predictions(path, [good])
     with pytest.raises(ValueError, match="JSON compliant"):
-        ours.write_predictions(path, [good, {**good, "score": float("nan")}])
+        write_predictions(path, [good, {**good, "score": float("nan")}])
     assert load_predictions(path) == [good]
     assert os.listdir(tmp_path) == ["p.json"]
 
@@ -579,8 +579,8 @@ root = logging.getLogger()
 # basicConfig acts on a root logger without handlers: it adds one and sets WARNING.
 root.handlers.clear()
 root.setLevel(logging.ERROR)
-from lt_det.evaluation import lvis as ours
-ours.lvis_classes()
+from lt_det.evaluation.lvis_metrics import lvis_classes
+lvis_classes()
 assert root.handlers == [] and root.level == logging.ERROR, (root.handlers, root.level)
 assert not hasattr(np, "float")
 import lvis.eval
@@ -599,7 +599,7 @@ print("untouched")
 def test_predictions_for_an_unknown_image_name_it_and_are_kept(tmp_path):
     with pytest.raises(DataError, match=r"image 41.*1 images.*lvis_instances_results\.json"):
         run(tmp_path, one_object(), {1: [], 41: [(0, BOX, 0.9)]})
-    assert load_predictions(str(tmp_path / ours.PREDICTIONS_FILE))[0]["image_id"] == 41
+    assert load_predictions(str(tmp_path / PREDICTIONS_FILE))[0]["image_id"] == 41
 
 
 def test_class_beyond_the_list_names_the_key(tmp_path):
@@ -668,7 +668,7 @@ def test_arguments_that_do_not_fit_say_so(tmp_path, kwargs, message):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"no_gt\.json.*DETECTRON2_DATASETS"):
-        ours.load_ground_truth(str(tmp_path / "no_gt.json"), [1])
+        load_ground_truth(str(tmp_path / "no_gt.json"), [1])
     with pytest.raises(MissingFileError, match=r"no_predictions\.json"):
         load_predictions(str(tmp_path / "no_predictions.json"))
 
@@ -741,4 +741,4 @@ def test_two_ranks_give_the_result_of_one_process(tmp_path):
         assert record["metrics"] == evaluator.record["metrics"]
         assert results["bbox"]["AP"] == evaluator.record["metrics"]["bbox"]["AP"] > 5
     assert json.loads((tmp_path / "rank1.json").read_text()) == [[{}, None]] * 2
-    assert not (tmp_path / "rank1" / ours.PREDICTIONS_FILE).exists()
+    assert not (tmp_path / "rank1" / PREDICTIONS_FILE).exists()

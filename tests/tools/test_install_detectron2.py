@@ -1,7 +1,6 @@
 """tools/install_detectron2.py on small made-up trees; nothing is downloaded or installed."""
 
 import hashlib
-import importlib.util
 import io
 import subprocess
 import sys
@@ -12,15 +11,12 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools/install_detectron2.py"
+from tests.tools.load import load_tool
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("install_detectron2")
 
 
 def edit(script, file="pkg/a.py", old="np.int)", new="int)", count=2):

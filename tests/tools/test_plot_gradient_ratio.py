@@ -1,8 +1,6 @@
 """tools/plot_gradient_ratio.py on statistics with known ratios."""
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,17 +12,14 @@ from PIL import Image
 from lt_det.engine.hooks import STATISTICS_FILE, GradientStatisticsHook
 from lt_det.errors import DataError, MissingFileError
 from lt_det.losses import GradStats
+from tests.tools.load import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools/plot_gradient_ratio.py"
 HEADER = {"names": ["ant", "bee", "cat"], "groups": ["r", "f", "c"], "counts": [2, 500, 40]}
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("plot_gradient_ratio", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("plot_gradient_ratio")
 
 
 def row(iteration, pos, neg, loss=""):

@@ -1,8 +1,6 @@
 """tools/visualize.py on a small data set with gaps in its category ids."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -11,11 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from lt_det.data.datasets import lvis_format
+from lt_det.data.datasets import catalog
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.results import make_record, write_record
+from tests.tools.load import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools/visualize.py"
 WIDTH, HEIGHT = 64, 48
 # Category id -> class id is by order of the ids: elk 0, cat 1, dog 2.
 CATEGORIES = {20: ("dog", "c"), 3: ("elk", "f"), 11: ("cat", "r")}
@@ -24,10 +22,7 @@ NAMES, GROUPS = ["elk", "cat", "dog"], ["f", "r", "c"]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("visualize", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("visualize")
 
 
 def square(x, y, side):
@@ -92,7 +87,7 @@ def make_run(tmp_path):
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-        lvis_format._SOURCES.pop(name)
+        catalog._SOURCES.pop(name)
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Data sets: LVIS and COCO JSON files, own ones from YAML, and a generated one."""
 
-from lt_det.data.datasets.lvis_format import (
+from lt_det.data.datasets.catalog import (
     DatasetInfo,
     dataset_info,
     get_records,
-    load_lvis_format,
     register_lvis_format,
 )
+from lt_det.data.datasets.lvis_format import load_lvis_format
 from lt_det.data.datasets.register import register_from_config
 from lt_det.data.datasets.synthetic import register_synthetic
 

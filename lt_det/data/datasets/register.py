@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 
-from lt_det.data.datasets.lvis_format import FORMATS, register_lvis_format
+from lt_det.data.datasets.catalog import register_lvis_format
+from lt_det.data.datasets.lvis_format import FORMATS
 from lt_det.errors import ConfigError
 
 KEY = "DATASETS.LT.REGISTER"

@@ -1,0 +1,185 @@
+"""Registered data sets: where each one lies, its records and its class list."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from lt_det.data.datasets.lvis_format import check_format, class_list, load_lvis_format
+from lt_det.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lies and in which form.
+
+    Attributes:
+        name: registered name.
+        json_file: annotation file.
+        image_root: folder that the image names of the file are relative to.
+        file_format: "lvis" or "coco".
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    file_format: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set's class list.
+
+    Attributes:
+        name: registered name.
+        json_file: annotation file.
+        image_root: folder of the images.
+        class_names: (C,) `name` of each category, by contiguous class id.
+        category_ids: (C,) category ids of the file, ascending.
+        frequency: (C,) 'r', 'c' or 'f' as the file says; None unless every category has one.
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    class_names: list[str]
+    category_ids: list[int]
+    frequency: list[str] | None
+
+
+# What register_lvis_format has registered, and what has to run before a set's first load.
+_SOURCES: dict[str, Source] = {}
+_PREPARE: dict[str, Callable[[], object]] = {}
+
+# Modules whose registration functions read one JSON file and nothing else.
+_DETECTRON2_LOADERS = {
+    "detectron2.data.datasets.lvis": "lvis",
+    "detectron2.data.datasets.coco": "coco",
+}
+
+
+def register_lvis_format(
+    name: str,
+    json_file: str,
+    image_root: str,
+    *,
+    file_format: str = "lvis",
+    prepare: Callable[[], object] | None = None,
+) -> None:
+    """Register a data set in LVIS or COCO form with Detectron2. Reads nothing.
+
+    Registering the same set again changes nothing. `prepare` runs once per process, before the
+    first load; it may write the files, and has to cope with other processes doing the same.
+
+    Raises:
+        ConfigError: unknown format, or the name is taken by another set.
+    """
+    check_format(file_format, name)
+    source = Source(name, str(json_file), str(image_root), file_format)
+    if name in DatasetCatalog:
+        if _SOURCES.get(name) == source:
+            return
+        other = MetadataCatalog.get(name).get("json_file", "another source")
+        raise ConfigError(
+            f"data set name {name!r} is taken (by {other}), so {json_file} cannot have it. "
+            "Choose another name in DATASETS.LT.REGISTER."
+        )
+    MetadataCatalog.get(name).set(
+        json_file=source.json_file,
+        image_root=source.image_root,
+        evaluator_type="lvis",
+        lt_format=file_format,
+    )
+    DatasetCatalog.register(name, partial(get_records, name))
+    _SOURCES[name] = source
+    if prepare is not None:
+        _PREPARE[name] = prepare
+
+
+def find_source(name: str) -> Source | None:
+    """Where a registered set lies, after running its `prepare`.
+
+    Returns:
+        None for sets that neither `register_lvis_format` nor Detectron2's own
+        `register_lvis_instances` / `register_coco_instances` registered.
+
+    Raises:
+        ConfigError: no set has that name.
+    """
+    if name not in DatasetCatalog:
+        raise ConfigError(_unknown_dataset(name))
+    if name in _SOURCES:
+        if name in _PREPARE:
+            _PREPARE[name]()
+            del _PREPARE[name]
+        return _SOURCES[name]
+    file_format = _DETECTRON2_LOADERS.get(getattr(DatasetCatalog[name], "__module__", None))
+    if file_format is None:
+        return None
+    meta = MetadataCatalog.get(name)
+    return Source(name, str(meta.json_file), str(meta.image_root), file_format)
+
+
+def _unknown_dataset(name: str) -> str:
+    near = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=4)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return (
+        f"unknown data set {name!r} in DATASETS.TRAIN or DATASETS.TEST.{hint} "
+        "Own data sets are registered with DATASETS.LT.REGISTER; "
+        f"registered so far: {', '.join(sorted(_SOURCES)) or 'none'}, "
+        f"and {len(DatasetCatalog) - len(_SOURCES)} of Detectron2's."
+    )
+
+
+def get_records(name: str, *, need_images: bool = True) -> list[dict]:
+    """Records of a registered set, checked as in `load_lvis_format` if it is in JSON form.
+
+    Built-in ``lvis_*`` and ``coco_*`` sets are read with the same checks; sets with a loader of
+    their own are read with it.
+
+    Raises:
+        ConfigError: no set has that name; the message lists near ones.
+        MissingFileError, DataError: see `load_lvis_format`.
+    """
+    source = find_source(name)
+    if source is None:
+        return DatasetCatalog.get(name)
+    return load_lvis_format(
+        source.json_file,
+        source.image_root,
+        name=name,
+        file_format=source.file_format,
+        need_images=need_images,
+    )
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Class list of a registered set with an annotation file. The images need not be there.
+
+    A file is read once per process as long as its path, modification time and size stay.
+
+    Raises:
+        ConfigError: no set has that name, or it has no annotation file.
+        MissingFileError, DataError: see `load_lvis_format`.
+    """
+    find_source(name)
+    meta = MetadataCatalog.get(name)
+    path = meta.get("json_file")
+    if path is None:
+        raise ConfigError(
+            f"data set {name!r} has no annotation file in LVIS or COCO form "
+            "(`json_file` in its metadata)"
+        )
+    classes = class_list(str(path), name)
+    return DatasetInfo(
+        name=name,
+        json_file=str(path),
+        image_root=str(meta.get("image_root", "")),
+        class_names=list(classes.names),
+        category_ids=list(classes.ids),
+        frequency=None if classes.frequency is None else list(classes.frequency),
+    )

@@ -1,0 +1,14 @@
+"""Import a script of tools/, which is not a package."""
+
+import importlib.util
+from pathlib import Path
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def load_tool(name: str):
+    """The module of ``tools/<name>.py``."""
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

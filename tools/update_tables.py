@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Write the result tables of the README files from the result records in the repository.
+
+tools/update_tables.py          # rewrite
+tools/update_tables.py --check  # exit with 1 if a table is not what the records give
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of TABLES.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from lt_det.evaluation.results import format_table, per_class_table, read_record
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("README.md", "configs/quick/README.md")
+QUICK = ROOT / "configs/quick/results"
+COLUMNS = [f"{task}/{m}" for task in ("bbox", "segm") for m in ("AP", "AP50", "APr", "APc", "APf")]
+# What a row is called: the configuration whose runs it holds.
+RECIPES = {"softmax": "softmax cross-entropy", "eqlv2": "EQL v2"}
+
+
+def quick_records():
+    """{recipe: records of its seeds}."""
+    return {
+        recipe: [read_record(path) for path in sorted(QUICK.glob(f"{recipe}_seed*.json"))]
+        for recipe in RECIPES
+    }
+
+
+def quick_table():
+    records = quick_records()
+    labels = [RECIPES[recipe] for recipe, runs in records.items() for _ in runs]
+    return format_table([r for runs in records.values() for r in runs], COLUMNS, labels)
+
+
+def seeds_table():
+    records = quick_records()
+    labels = [f"{RECIPES[k]}, seed {r['run']['seed']}" for k, runs in records.items() for r in runs]
+    return format_table([r for runs in records.values() for r in runs], COLUMNS, labels)
+
+
+TABLES = {
+    "quick": quick_table,
+    "quick seeds": seeds_table,
+    "quick classes": lambda: per_class_table(quick_records()["eqlv2"]),
+}
+
+
+def fill(text):
+    """`text` with every table made anew."""
+
+    def table(match):
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([^>]+) -->\n.*?<!-- end -->", table, text, flags=re.S)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    stale = []
+    for name in FILES:
+        path = ROOT / name
+        text = path.read_text()
+        if fill(text) != text:
+            stale.append(name)
+            if not options.check:
+                path.write_text(fill(text))
+    if options.check and stale:
+        sys.exit(f"error: tables of {', '.join(stale)} are stale: run tools/update_tables.py")
+
+
+if __name__ == "__main__":
+    main()
