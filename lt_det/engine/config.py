@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -13,6 +14,8 @@ from lt_det.data import ClassCounts, dataset_info, get_class_counts, register_fr
 from lt_det.data.build import images_per_pass
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
 from lt_det.modeling.build import loss_from_config
+
+logger = logging.getLogger(__name__)
 
 COUNT_UNITS = ("instances", "images")
 
@@ -116,9 +119,13 @@ def _fill_class_counts(cfg: CfgNode, counts: ClassCounts) -> None:
     unit = cfg.MODEL.LT.COUNT_UNIT
     if unit not in COUNT_UNITS:
         raise ConfigError(f"MODEL.LT.COUNT_UNIT is {unit!r}; accepted are {', '.join(COUNT_UNITS)}")
+    found = [int(n) for n in getattr(counts, unit)]
     if not cfg.MODEL.LT.CLASS_COUNTS:
-        frozen = cfg.is_frozen()
-        cfg.defrost()
-        cfg.MODEL.LT.CLASS_COUNTS = [int(n) for n in getattr(counts, unit)]
-        if frozen:
-            cfg.freeze()
+        cfg.MODEL.LT.CLASS_COUNTS = found
+    elif list(cfg.MODEL.LT.CLASS_COUNTS) != found:
+        logger.warning(
+            "MODEL.LT.CLASS_COUNTS is set and is not what DATASETS.TRAIN %s holds (%s); the "
+            "loss is built with what is set.",
+            counts.source,
+            unit,
+        )

@@ -98,6 +98,16 @@ def test_class_counts_go_into_the_configuration_and_the_loss(tiny_options, tiny_
     assert int(stats.counts_id) not in (0, int(other.counts_id))
 
 
+def test_counts_that_are_set_are_kept_and_a_difference_is_reported(tiny_options, caplog):
+    given = "[9, 8, 7, 6, 5, 4, 3, 2, 1]"
+    cfg, counts = prepared(tiny_options, "MODEL.LT.CLASS_COUNTS", given)
+    assert list(cfg.MODEL.LT.CLASS_COUNTS) == list(range(9, 0, -1))
+    assert "CLASS_COUNTS is set and is not what DATASETS.TRAIN tiny_train holds" in caplog.text
+    caplog.clear()
+    prepared(tiny_options, "MODEL.LT.CLASS_COUNTS", str(counts.instances.tolist()))
+    assert "CLASS_COUNTS" not in caplog.text
+
+
 WRONG = {
     "classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES is 80.*tiny_train has 9"),
     "loss": (["MODEL.LT.LOSS.NAME", "EQLv3"], "'EQLv3'.*MODEL.LT.LOSS.NAME.*Did you mean 'EQLv2'"),
