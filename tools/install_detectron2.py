@@ -394,7 +394,9 @@ def check_environment():
     """Raise InstallError unless Python, pip, torch and torchvision are fit for use."""
     if sys.version_info < OLDEST_PYTHON:
         raise InstallError("Python 3.10 or later is needed, this is " + sys.version.split()[0])
-    if not importlib.util.find_spec("pip"):
+    # Not find_spec: looking for pip makes older setuptools hand out the standard distutils, and
+    # then importing setuptools, which triton does, fails.
+    if not installed_version("pip"):
         raise InstallError("this Python has no pip; run: python -m ensurepip")
     # By path: lt_det itself may need the Detectron2 that is not here yet.
     spec = importlib.util.spec_from_file_location("environment", ROOT / "lt_det/environment.py")

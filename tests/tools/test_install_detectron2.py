@@ -235,6 +235,17 @@ def test_opencv_that_is_there_is_not_joined_by_a_second_one(script, monkeypatch)
     assert script.opencv_requirement() == ()  # from another package manager
 
 
+def test_pip_is_not_looked_for_through_the_import_system(script, monkeypatch):
+    """Doing so makes older setuptools hand out the standard distutils, which breaks triton."""
+    looked_for = []
+    real = script.importlib.util.find_spec
+    monkeypatch.setattr(
+        script.importlib.util, "find_spec", lambda name: looked_for.append(name) or real(name)
+    )
+    script.check_environment()
+    assert "pip" not in looked_for
+
+
 def test_old_python_is_refused(script, monkeypatch, capsys):
     monkeypatch.setattr(script.sys, "version_info", (3, 9, 1))
     assert script.main([]) == 1
