@@ -36,6 +36,16 @@ def add_lt_config(cfg: CN) -> CN:
     # (0.001 for the sigmoid losses, none for the softmax losses). 0: no prior.
     cfg.MODEL.LT.CLASSIFIER.PRIOR_PROB = -1.0
 
+    # Which classes take part in the classification loss of a region (detectors).
+    cfg.MODEL.LT.FEDERATED = CN()
+    # "": all. "annotated": those that the image's lists of LVIS say are present or verified to
+    # be absent; all where a data set has no such lists. "sampled": those present in the batch
+    # and sampled ones, with probability proportional to count^POWER.
+    cfg.MODEL.LT.FEDERATED.MODE = ""
+    # Classes that take part in all under "sampled".
+    cfg.MODEL.LT.FEDERATED.NUM_SAMPLED = 50
+    cfg.MODEL.LT.FEDERATED.POWER = 0.5
+
     # Training examples per class. Empty: counted from DATASETS.TRAIN at the start of a run and
     # written here, so that config.yaml holds what the loss was built with.
     cfg.MODEL.LT.CLASS_COUNTS = []

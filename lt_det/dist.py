@@ -1,4 +1,4 @@
-"""Sums over ranks; no-ops without a process group."""
+"""Ranks and sums over them; no-ops without a process group."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def is_distributed() -> bool:
 def world_size() -> int:
     """Number of ranks, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Index of this process, 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tests.gloo import run_on_ranks
 
 GOLDEN = Path(__file__).parent / "golden" / "equalization" / "eqlv2_2ranks_C10_N32.npz"
 NUM_CLASSES = 6
+COUNTS = [3, 500, 40, 1, 120, 9]
 # Rows of each rank in each step: uneven, none on one rank, none on any.
 ROWS = [(5, 9), (7, 0), (0, 0), (0, 4), (3, 3)]
 
@@ -37,7 +38,15 @@ class Head(torch.nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        self.loss = build_loss(name, num_classes=NUM_CLASSES, has_background=True)
+        parameter = LOSS_REGISTRY.get(name).noise_parameter
+        self.loss = build_loss(
+            name,
+            num_classes=NUM_CLASSES,
+            has_background=True,
+            class_counts=COUNTS,
+            # Noise differs between ranks, on purpose: see tests/losses/test_gcl.py.
+            **({parameter: 0.0} if parameter else {}),
+        )
         self.classifier = torch.nn.Linear(4, self.loss.num_logits).double()
         with torch.no_grad():
             weight = torch.linspace(-1, 1, self.classifier.weight.numel(), dtype=torch.float64)
@@ -55,11 +64,12 @@ def train(name: str, rank: int | None):
     """SGD over all steps on one rank's rows, or on all rows when `rank` is None."""
     head = Head(name)
     model = head if rank is None else DistributedDataParallel(head, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    # DDP averages gradients over two ranks; twice the rate makes that the sum over all. Half the
+    # divisor would too, but some losses accumulate gradients with the divisor in them.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5 if rank is None else 1.0)
     for step, rows in enumerate(ROWS):
         features, targets = step_rows(step, head.loss.num_logits)
-        # DDP averages gradients over two ranks; half the divisor makes that the sum over all.
-        normalizer = max(1, sum(rows)) / (1 if rank is None else 2)
+        normalizer = max(1, sum(rows))
         if rank is not None:
             own = slice(0, rows[0]) if rank == 0 else slice(rows[0], None)
             features, targets = features[own], targets[own]

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lt_det.data.datasets import get_records
-from lt_det.data.mappers import LongTailDatasetMapper
+from lt_det.data.mappers import LongTailDatasetMapper, image_class_lists
 from lt_det.data.samplers import GroupedBatchSampler, SampleKey, aspect_ratio_groups
 from lt_det.errors import ConfigError, DataError
 from lt_det.registry import unknown_name
@@ -180,6 +180,11 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
         DataError: no image is left.
     """
     records = training_records(cfg)
+    if cfg.MODEL.LT.FEDERATED.MODE == "annotated" and not any(map(image_class_lists, records)):
+        logger.warning(
+            "MODEL.LT.FEDERATED.MODE is 'annotated' but no image of DATASETS.TRAIN has LVIS's "
+            "lists of classes: all classes take part everywhere, as with ''."
+        )
     dataset = SeededDataset(
         DatasetFromList(records, copy=False),
         mapper or LongTailDatasetMapper(cfg, is_train=True),

@@ -13,7 +13,7 @@ from lt_det.config import add_lt_config, open_loss_params
 from lt_det.data import ClassCounts, dataset_info, get_class_counts, register_from_config
 from lt_det.data.build import images_per_pass
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
-from lt_det.modeling.build import loss_from_config
+from lt_det.modeling.build import federated_from_config, loss_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def prepare_config(cfg: CfgNode, *, training: bool = True) -> ClassCounts | None
         check_num_classes(cfg, name, len(dataset_info(name).class_names))
     if "LongTail" in cfg.MODEL.ROI_HEADS.NAME:
         loss_from_config(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, has_background=True)
+        federated_from_config(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     return counts
 
 

@@ -13,11 +13,28 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from lt_det.evaluation.groups import group_means
-from lt_det.losses import GradStats
+from lt_det.losses import GradStats, set_progress
 
 logger = logging.getLogger(__name__)
 
 STATISTICS_FILE = "gradient_statistics.jsonl"
+
+
+class ProgressHook(HookBase):
+    """Tells the losses that follow a schedule how far training has come, before every step.
+
+    The progress of iteration k (from 0) is ``k / max_iter``. Needed on every rank.
+
+    Args:
+        model: holds the losses.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+
+    def before_step(self):
+        """Set it."""
+        set_progress(self.model, self.trainer.iter / self.trainer.max_iter)
 
 
 class CheckpointHook(HookBase):

@@ -19,6 +19,7 @@ from lt_det.engine.hooks import (
     BestCheckpointHook,
     CheckpointHook,
     GradientStatisticsHook,
+    ProgressHook,
     check_ranks_agree,
     drop_lines_from,
     named_grad_stats,
@@ -30,7 +31,7 @@ from lt_det.engine.writers import build_writers
 from lt_det.errors import ConfigError
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 from lt_det.evaluation.results import add_run_info, write_record
-from lt_det.losses import reset_grad_stats
+from lt_det.losses import reset_grad_stats, scheduled_losses
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,8 @@ class LongTailTrainer(DefaultTrainer):
         """Timing, schedule, statistics, checkpoints, evaluation, writers; in this order."""
         cfg = self.cfg
         ret = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if scheduled_losses(self.model):
+            ret.append(ProgressHook(self.model))
         stats = named_grad_stats(self.model)
         if stats and comm.is_main_process():
             ret.append(

@@ -11,10 +11,32 @@
 from lt_det.losses.base import LongTailLoss
 from lt_det.losses.build import LOSS_REGISTRY, build_loss
 from lt_det.losses.grad_stats import GradStats, reset_grad_stats
+from lt_det.losses.schedule import ScheduledLoss, scheduled_losses, set_progress
 
 # Registration: one line for each file with losses.
 from lt_det.losses import softmax_ce  # noqa: F401 isort: skip
 from lt_det.losses import sigmoid_bce  # noqa: F401 isort: skip
 from lt_det.losses import eqlv2  # noqa: F401 isort: skip
+from lt_det.losses import kps  # noqa: F401 isort: skip
+from lt_det.losses import gcl  # noqa: F401 isort: skip
+from lt_det.losses import fbl  # noqa: F401 isort: skip
+from lt_det.losses import ldam  # noqa: F401 isort: skip
+from lt_det.losses import class_balanced  # noqa: F401 isort: skip
+from lt_det.losses import logit_adjustment  # noqa: F401 isort: skip
+from lt_det.losses import label_smoothing  # noqa: F401 isort: skip
+from lt_det.losses import focal  # noqa: F401 isort: skip
+from lt_det.losses import eql  # noqa: F401 isort: skip
+from lt_det.losses import softmax_eql  # noqa: F401 isort: skip
+from lt_det.losses import equalized_focal  # noqa: F401 isort: skip
+from lt_det.losses import seesaw  # noqa: F401 isort: skip
 
-__all__ = ["LOSS_REGISTRY", "GradStats", "LongTailLoss", "build_loss", "reset_grad_stats"]
+__all__ = [
+    "LOSS_REGISTRY",
+    "GradStats",
+    "LongTailLoss",
+    "ScheduledLoss",
+    "build_loss",
+    "reset_grad_stats",
+    "scheduled_losses",
+    "set_progress",
+]

@@ -21,6 +21,7 @@ class LossInput:
         class_mask: (M, C) or (1, C) bool, False = class takes no part; None = all do.
         features: (M, D) or None.
         normalizer: 0-dim; the sum of the row losses is divided by it.
+        quality: (M,) of the logits' dtype, or None.
     """
 
     logits: Tensor
@@ -29,6 +30,7 @@ class LossInput:
     class_mask: Tensor | None
     features: Tensor | None
     normalizer: Tensor
+    quality: Tensor | None = None
 
     @property
     def soft(self) -> bool:
@@ -59,6 +61,15 @@ class LongTailLoss(nn.Module):
     """Whether ``features`` must be given."""
     accepts_soft_labels = False
     """Whether targets may be (M, C) floats."""
+    accepts_quality = False
+    """Whether ``quality`` may be given."""
+    exact_gradient_with: dict = {}
+    """Parameters that switch off every factor which the loss, by its definition, holds constant
+    in the gradient; with them the gradient is the derivative of the value."""
+    weight_enters_statistics = True
+    """Whether a row of weight 2 counts twice in what the loss accumulates."""
+    noise_parameter: str | None = None
+    """Parameter that scales the random noise of a stochastic loss; at 0 there is none."""
 
     def __init__(
         self,
@@ -88,6 +99,7 @@ class LongTailLoss(nn.Module):
         class_mask: Tensor | None = None,
         features: Tensor | None = None,
         normalizer: Tensor | float | None = None,
+        quality: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss; the training loss is their sum.
 
@@ -104,6 +116,9 @@ class LongTailLoss(nn.Module):
             features: (M, D), what the classifier saw; for losses that need it.
             normalizer: what the sum of row losses is divided by; None = the number of rows
                 that are not ignored, at least 1.
+            quality: (M,) in [0, 1], the value that the own class's probability is drawn to
+                (overlap of the predicted box, say); None = 1. Rows without a class may hold
+                anything. For losses with a quality target.
 
         Returns:
             {name: scalar}. With no rows, zeros that carry a graph.
@@ -112,10 +127,12 @@ class LongTailLoss(nn.Module):
             ValueError: shapes or values outside of the above.
         """
         self._check(logits, targets, weight, class_mask, features)
+        self._check_quality(quality, len(logits))
         with torch.autocast(logits.device.type, enabled=False):
-            return self.terms(
-                self._prepare(logits, targets, weight, class_mask, features, normalizer)
-            )
+            x = self._prepare(logits, targets, weight, class_mask, features, normalizer)
+            if quality is not None:
+                x.quality = quality.detach().to(x.logits.dtype)
+            return self.terms(x)
 
     def terms(self, x: LossInput) -> dict[str, Tensor]:
         """The loss proper, on checked input. Called on every rank in every step."""
@@ -130,9 +147,29 @@ class LongTailLoss(nn.Module):
         """
         raise NotImplementedError
 
+    def default_normalizer(self, targets: Tensor) -> Tensor:
+        """What the sum of row losses is divided by unless ``normalizer`` is given.
+
+        0-dim: the number of rows that are not ignored, at least 1. A loss that divides by
+        something else overrides this.
+        """
+        if targets.dim() == 2:
+            return targets.new_tensor(max(1, len(targets)))
+        return (targets != IGNORED).sum().clamp(min=1)
+
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return f"num_classes={self.num_classes}, has_background={self.has_background}"
+
+    def _apply(self, fn, recurse: bool = True):
+        # Buffers of a loss are state and constants: they follow the model to another device,
+        # never to another dtype, so that model.half() loses nothing.
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
 
     def _prepare(self, logits, targets, weight, class_mask, features, normalizer) -> LossInput:
         logits = widen(logits)
@@ -146,7 +183,7 @@ class LongTailLoss(nn.Module):
             # where, not a product: the weight of an ignored row may be anything, NaN included.
             row_weight = torch.where(valid, weight.detach().to(logits.dtype), row_weight)
         if normalizer is None:
-            normalizer = valid.sum().clamp(min=1)
+            normalizer = self.default_normalizer(targets)
         normalizer = torch.as_tensor(normalizer, dtype=logits.dtype, device=logits.device)
         if class_mask is not None and class_mask.dim() == 1:
             class_mask = class_mask[None]
@@ -184,6 +221,18 @@ class LongTailLoss(nn.Module):
         if features is None and self.needs_features:
             raise ValueError(f"{name} needs features=(M, D), the input of the classifier")
 
+    def _check_quality(self, quality: Tensor | None, rows: int) -> None:
+        if quality is None:
+            return
+        name = type(self).__name__
+        if not self.accepts_quality:
+            raise ValueError(f"{name} has no quality target; see MODEL.LT.LOSS.NAME")
+        if quality.shape != (rows,) or not quality.is_floating_point():
+            raise ValueError(
+                f"{name}: quality is {quality.dtype} {tuple(quality.shape)}, expected floats of "
+                f"shape ({rows},)"
+            )
+
     def _check_hard(self, targets: Tensor, rows: int) -> None:
         name = type(self).__name__
         if targets.dtype != torch.int64 or targets.shape != (rows,):
@@ -192,7 +241,7 @@ class LongTailLoss(nn.Module):
                 f"expected int64 of shape ({rows},)"
             )
         highest = self.num_classes if self.has_background else self.num_classes - 1
-        if targets.device.type == "cpu":
+        if targets.device.type == "cpu" and not torch.compiler.is_compiling():
             if rows and (int(targets.min()) < IGNORED or int(targets.max()) > highest):
                 raise ValueError(
                     f"{name}: targets run from {int(targets.min())} to {int(targets.max())}; "
@@ -200,7 +249,8 @@ class LongTailLoss(nn.Module):
                     f"{self.num_classes}, has_background={self.has_background}"
                 )
         else:
-            # On an accelerator looking at the values would wait for the device.
+            # On an accelerator looking at the values would wait for the device, and a compiler
+            # cannot do it at all.
             ok = ((targets >= IGNORED) & (targets <= highest)).all()
             torch._assert_async(ok, f"{name}: a target is outside of -1..{highest}")
 

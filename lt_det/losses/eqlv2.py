@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lt_det.losses.base import LongTailLoss, LossInput, append_zero_background, widen
+from lt_det.losses.base import LongTailLoss, LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
 from lt_det.losses.grad_stats import GradStats
-from lt_det.losses.sigmoid_bce import one_vs_all_columns, pad_mask, weighted_sigmoid_bce
+from lt_det.losses.sigmoid_bce import (
+    one_vs_all_columns,
+    one_vs_all_scores,
+    pad_mask,
+    weighted_sigmoid_bce,
+)
 
 
 def equalization_weights(
@@ -99,16 +104,16 @@ class SigmoidEQL(LongTailLoss):
             neg_weight=neg_weight,
             row_weight=x.weight,
             mask=pad_mask(x.class_mask, self.num_logits),
+            divisor=x.normalizer,
         )
         if self.training and torch.is_grad_enabled():
             self.stats.update(sums.pos[: self.num_classes], sums.neg[: self.num_classes])
-        return {"loss_cls": sums.loss / x.normalizer}
+        return {"loss_cls": sums.loss}
 
     @torch.no_grad()
     def scores(self, logits: Tensor) -> Tensor:
         """(M, C) sigmoid; with background a last column of zeros."""
-        scores = torch.sigmoid(widen(logits))
-        return append_zero_background(scores) if self.has_background else scores
+        return one_vs_all_scores(logits, self.has_background)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -16,64 +16,58 @@ logger = logging.getLogger(__name__)
 RATIO_EPS = 1e-10
 
 
-class GradStats(nn.Module):
-    """How much positive and negative gradient each class has received so far.
+class Accumulators(nn.Module):
+    """Per-class sums over the whole run: the part that all accumulators have in common.
 
-    Plain sums over the whole run, no momentum and no decay. They are float64 and stay float64
-    under ``model.half()``: in float32 the sum of a frequent class soon exceeds what one step
-    can move.
+    Plain sums, no momentum and no decay. They are float64 and stay float64 under
+    ``model.half()``: in float32 the sum of a frequent class soon exceeds what one step can move.
 
     Buffers:
-        pos: (C,) float64, sum of |dL/dz_ij| over rows i that are positive for class j.
-        neg: (C,) float64, the same over rows that are negative for class j.
         steps: updates done.
         skipped: updates dropped because a value was not finite.
         counts_id: fingerprint of the class counts the sums belong to, 0 = unknown.
 
     Args:
-        num_classes: C.
+        sizes: name -> number of entries of each sum.
         class_counts: (C,) training examples per class; only their fingerprint is kept.
     """
 
-    def __init__(self, num_classes: int, class_counts: Tensor | None = None):
+    def __init__(self, sizes: dict[str, int], class_counts: Tensor | None = None):
         super().__init__()
-        self.register_buffer("pos", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("neg", torch.zeros(num_classes, dtype=torch.float64))
+        for name, size in sizes.items():
+            self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
         self.register_buffer("counts_id", torch.tensor(counts_fingerprint(class_counts)))
-
-    def ratio(self) -> Tensor:
-        """(C,) float64 positive over negative sum; 0 for a class that has received neither."""
-        return self.pos / (self.neg + RATIO_EPS)
+        self._sizes = dict(sizes)
 
     @torch.no_grad()
-    def update(self, pos: Tensor, neg: Tensor) -> None:
+    def add(self, step: Tensor) -> None:
         """Add one step's sums, over all ranks.
 
         Must be called on every rank in every step, with or without rows. If any value of the
         reduced sums is not finite nothing is added, on all ranks alike, and ``skipped`` grows.
 
         Args:
-            pos: (C,) sums over this rank's rows that are positive for the class.
-            neg: (C,) sums over those that are negative for it.
+            step: this rank's sums, those of all buffers one after the other.
         """
-        step = sum_over_ranks(torch.stack([pos, neg]).to(self.pos.dtype))
+        step = sum_over_ranks(step.to(torch.float64))
         finite = torch.isfinite(step).all()
         step = torch.where(finite, step, torch.zeros_like(step))
-        self.pos.add_(step[0])
-        self.neg.add_(step[1])
+        for name, part in zip(self._sizes, step.split(list(self._sizes.values())), strict=True):
+            self._buffers[name].add_(part)
         self.steps.add_(finite)
         self.skipped.add_(~finite)
 
     def reset(self) -> None:
         """Back to the state before the first step."""
-        for buffer in (self.pos, self.neg, self.steps, self.skipped):
-            buffer.zero_()
+        for name, buffer in self._buffers.items():
+            if name != "counts_id":
+                buffer.zero_()
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
-        return f"num_classes={len(self.pos)}"
+        return ", ".join(f"{name}: {size}" for name, size in self._sizes.items())
 
     def _apply(self, fn, recurse: bool = True):
         # Follow the model to another device, never to another dtype.
@@ -93,15 +87,68 @@ class GradStats(nn.Module):
 
     def _mismatch(self, state_dict: dict, prefix: str) -> str | None:
         """Why the sums in `state_dict` do not belong to these classes; None if they do."""
-        if prefix + "pos" not in state_dict:
-            return None  # reported by the caller as a missing key
-        stored = state_dict[prefix + "pos"]
-        if stored.shape != self.pos.shape:
-            return f"the checkpoint has {len(stored)} classes, the loss has {len(self.pos)}"
+        for name, size in self._sizes.items():
+            if prefix + name not in state_dict:
+                return None  # reported by the caller as a missing key
+            stored = len(state_dict[prefix + name])
+            if stored != size:
+                return f"the checkpoint has {stored} classes, the loss has {size}"
         stored_id = int(state_dict.get(prefix + "counts_id", 0))
         if stored_id and int(self.counts_id) and stored_id != int(self.counts_id):
             return "the class counts of the checkpoint are not those of MODEL.LT.CLASS_COUNTS"
         return None
+
+
+class GradStats(Accumulators):
+    """How much positive and negative gradient each class has received so far.
+
+    Buffers, beside those of :class:`Accumulators`:
+        pos: (C,) float64, sum of |dL/dz_ij| over rows i that are positive for class j.
+        neg: (C,) float64, the same over rows that are negative for class j.
+        extra_pos, extra_neg: (E,) the same for further columns (a background that takes part
+            in the re-balancing); only with ``num_extra``.
+
+    Args:
+        num_classes: C.
+        class_counts: (C,) training examples per class; only their fingerprint is kept.
+        num_extra: E, columns beyond the classes.
+    """
+
+    def __init__(self, num_classes: int, class_counts: Tensor | None = None, num_extra: int = 0):
+        sizes = {"pos": num_classes, "neg": num_classes}
+        if num_extra:
+            sizes |= {"extra_pos": num_extra, "extra_neg": num_extra}
+        super().__init__(sizes, class_counts)
+        self.num_extra = num_extra
+
+    def ratio(self) -> Tensor:
+        """(C,) float64 positive over negative sum; 0 for a class that has received neither."""
+        return self.pos / (self.neg + RATIO_EPS)
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Positive and negative sums (C+E,) of all columns, the classes first."""
+        if not self.num_extra:
+            return self.pos, self.neg
+        return torch.cat([self.pos, self.extra_pos]), torch.cat([self.neg, self.extra_neg])
+
+    def update(self, pos: Tensor, neg: Tensor) -> None:
+        """Add one step's sums, over all ranks; see :meth:`Accumulators.add`.
+
+        Args:
+            pos: (C+E,) sums over this rank's rows that are positive for the column.
+            neg: (C+E,) sums over those that are negative for it.
+        """
+        if self.num_extra:
+            (pos, extra_pos), (neg, extra_neg) = (
+                x.split([len(self.pos), self.num_extra]) for x in (pos, neg)
+            )
+            self.add(torch.cat([pos, neg, extra_pos, extra_neg]))
+        else:
+            self.add(torch.cat([pos, neg]))
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"num_classes={len(self.pos)}"
 
 
 def counts_fingerprint(class_counts: Tensor | None) -> int:
@@ -113,12 +160,12 @@ def counts_fingerprint(class_counts: Tensor | None) -> int:
 
 
 def reset_grad_stats(model: nn.Module) -> int:
-    """Reset every GradStats of `model` that has seen a step.
+    """Reset every accumulator of `model` that has seen a step.
 
     Returns:
         How many were reset.
     """
-    used = [m for m in model.modules() if isinstance(m, GradStats) and int(m.steps + m.skipped)]
+    used = [m for m in model.modules() if isinstance(m, Accumulators) and int(m.steps + m.skipped)]
     for stats in used:
         stats.reset()
     return len(used)

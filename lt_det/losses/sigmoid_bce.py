@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lt_det.losses.base import IGNORED, LongTailLoss, LossInput, append_zero_background, widen
 from lt_det.losses.build import LOSS_REGISTRY
-
-# Elements of one block. On a CPU 2**18 float32 numbers (1 MiB) stay in the second-level cache
-# with the few temporaries beside them; on an accelerator launches cost more than memory traffic
-# inside a block, so blocks are as large as memory allows without doubling the logits.
-_BLOCK_CPU = 2**18
-_BLOCK_ACCELERATOR = 2**25
-
-
-class SigmoidSums(NamedTuple):
-    """Result of :func:`weighted_sigmoid_bce`.
-
-    Attributes:
-        loss: scalar, sum over rows and columns; carries the graph.
-        pos: (L,) float64, sum of |dL/dz_ij| over rows positive for column j.
-        neg: (L,) float64, the same over rows negative for column j.
-    """
-
-    loss: Tensor
-    pos: Tensor
-    neg: Tensor
+from lt_det.losses.one_pass import Sums, one_pass, rows_of, set_column
 
 
 def weighted_sigmoid_bce(
@@ -40,7 +19,9 @@ def weighted_sigmoid_bce(
     neg_weight: Tensor,
     row_weight: Tensor,
     mask: Tensor | None = None,
-) -> SigmoidSums:
+    neg_weight_without_own: Tensor | None = None,
+    divisor: Tensor | None = None,
+) -> Sums:
     """Sigmoid cross-entropy with one weight per column for positives and one for negatives.
 
     ``sum_i a_i sum_j m_ij [ y_ij q_j softplus(-z_ij) + (1 - y_ij) r_j softplus(z_ij) ]`` with
@@ -54,56 +35,29 @@ def weighted_sigmoid_bce(
         neg_weight: (L,) r.
         row_weight: (M,) a.
         mask: (M, L) or (1, L) bool m, or None.
+        neg_weight_without_own: (L,) r of the rows without a positive column; None = r.
+        divisor: 0-dim, divides the loss and its gradient but not the sums; None = 1. Here it
+            costs nothing, afterwards one more pass over the gradient.
     """
-    return SigmoidSums(
-        *_WeightedSigmoidBCE.apply(logits, columns, pos_weight, neg_weight, row_weight, mask)
-    )
+    neg_weights = (neg_weight, neg_weight_without_own)
+    scale = 1 if divisor is None else 1 / divisor
 
-
-class _WeightedSigmoidBCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, columns, pos_weight, neg_weight, row_weight, mask):
-        args = (logits, columns, pos_weight, neg_weight, row_weight, mask)
-        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        loss, pos, neg = _one_pass(*args, grad)
-        ctx.args = tuple(a.detach() if a is not None else None for a in args)
-        ctx.grad = grad
-        ctx.mark_non_differentiable(pos, neg)
-        return loss, pos, neg
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss, _grad_pos, _grad_neg):
-        grad, ctx.grad = ctx.grad, None
-        if grad is None:  # a second backward through a retained graph
-            grad = torch.empty_like(ctx.args[0])
-            _one_pass(*ctx.args, grad)
-        # In place: the buffer is ours and is handed out once.
-        return grad.mul_(grad_loss), None, None, None, None, None
-
-
-def _one_pass(logits, columns, pos_weight, neg_weight, row_weight, mask, grad):
-    """Loss, positive and negative sums; fills `grad` (M, L) unless it is None."""
-    num_rows, num_columns = logits.shape
-    loss = logits.new_zeros((), dtype=torch.float64)
-    pos = logits.new_zeros(num_columns, dtype=torch.float64)
-    neg = logits.new_zeros(num_columns, dtype=torch.float64)
-    block = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_ACCELERATOR
-    step = max(1, block // max(1, num_columns))
-    for start in range(0, num_rows, step):
-        rows = slice(start, start + step)
-        block_mask = mask if mask is None or len(mask) == 1 else mask[rows]
-        out = None if grad is None else grad[rows]
-        sums = _one_block(
-            logits[rows], columns[rows], pos_weight, neg_weight, row_weight[rows], block_mask, out
+    def block(z, rows, grad):
+        return _bce_block(
+            z,
+            columns[rows],
+            pos_weight,
+            neg_weights,
+            row_weight[rows],
+            rows_of(mask, rows),
+            scale,
+            grad,
         )
-        loss += sums[0]
-        pos += sums[1]
-        neg += sums[2]
-    return loss.to(logits.dtype), pos, neg
+
+    return one_pass(logits, block)
 
 
-def _one_block(logits, columns, pos_weight, neg_weight, row_weight, mask, grad):
+def _bce_block(logits, columns, pos_weight, neg_weights, row_weight, mask, scale, grad):
     has_own = columns >= 0
     own = columns.clamp(min=0)[:, None]
     own_weight = row_weight * pos_weight[own[:, 0]] * has_own
@@ -113,33 +67,71 @@ def _one_block(logits, columns, pos_weight, neg_weight, row_weight, mask, grad):
 
     # Every entry as a negative, then the row's own column taken out: set to zero, because
     # subtracting softplus(z) loses all digits of the rest at z = 1e4.
-    nll = _softplus(logits)
     prob = torch.sigmoid(logits) if grad is None else torch.sigmoid(logits, out=grad)
+    nll = softplus_given_sigmoid(logits, prob)
     if mask is not None:
         nll *= mask
         prob *= mask
     for entries in (nll, prob):
-        kept = entries.gather(1, own).masked_fill_(has_own[:, None], 0)
-        entries.scatter_(1, own, kept)
+        set_column(entries, own, has_own)
 
-    row_nll = nll @ neg_weight
     # softplus(-z) has the derivative -sigmoid(-z), exact where sigmoid(z) - 1 is not.
-    own_nll, own_prob = _softplus(-own_logit), torch.sigmoid(-own_logit)
+    own_nll, own_prob = softplus(-own_logit), torch.sigmoid(-own_logit)
     own_grad = own_weight * own_prob
-    loss = (torch.dot(row_nll, row_weight) + torch.dot(own_nll, own_weight)).double()
-    pos = torch.zeros_like(neg_weight, dtype=torch.float64)
+    loss = torch.dot(own_nll, own_weight).double()
+    pos = torch.zeros_like(pos_weight, dtype=torch.float64)
     pos.index_add_(0, own[:, 0], own_grad.double())
-    neg = ((row_weight @ prob) * neg_weight).double()
 
+    neg_weight, without_own = neg_weights
+    if without_own is None:
+        neg_loss, neg = _negatives(nll, prob, neg_weight, row_weight)
+    else:
+        neg_loss, neg = _negatives(nll, prob, neg_weight, row_weight * has_own)
+        other_loss, other_neg = _negatives(nll, prob, without_own, row_weight * ~has_own)
+        neg_loss, neg = neg_loss + other_loss, neg + other_neg
+        neg_weight = torch.where(has_own[:, None], neg_weight, without_own)
     if grad is not None:  # prob is grad
-        grad.mul_(neg_weight).mul_(row_weight[:, None])
-        grad.scatter_add_(1, own, -own_grad[:, None])
-    return loss, pos, neg
+        grad.mul_(neg_weight).mul_((row_weight * scale)[:, None])
+        grad.scatter_add_(1, own, -(own_grad * scale)[:, None])
+    return ((loss + neg_loss) * scale,), pos, neg
 
 
-def _softplus(x: Tensor) -> Tensor:
-    # torch's default threshold of 20 is off by 2e-9 there; at 40 nothing is left in float64.
-    return F.softplus(x, threshold=40)
+def _negatives(nll, prob, neg_weight, row_weight):
+    """Weighted sum of (n, L) `nll`, and the (L,) of `prob`."""
+    loss = torch.dot(nll @ neg_weight, row_weight).double()
+    return loss, ((row_weight @ prob) * neg_weight).double()
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, to the last digits for every finite x; no gradient."""
+    if x.device.type != "cpu":
+        # torch's default threshold of 20 is off by 2e-9 there; at 40 nothing is left in float64.
+        return F.softplus(x, threshold=40)
+    # max(x, 0) + log1p(u), u = exp(-|x|). torch's own softplus and log1p take 10 to 20 times as
+    # long as its log on a CPU. log(w) with w = 1 + u rounded, plus what the rounding lost:
+    # log1p(u) = log(w) + log(1 + (u - (w - 1)) / w), the last part being u - (w - 1) within
+    # half a unit in the last place.
+    lost = x.abs().neg_().exp_()
+    rounded = lost + 1
+    out = rounded.log()
+    lost -= rounded.sub_(1)
+    out += lost
+    return out.add_(x.clamp(min=0))
+
+
+def softplus_given_sigmoid(x: Tensor, prob: Tensor) -> Tensor:
+    """:func:`softplus` where ``prob = sigmoid(x)`` is at hand: fewer passes on a CPU; no gradient.
+
+    softplus(x) = -log(u), u = sigmoid(-x). For negative x, u is close to 1 and rounded; what the
+    rounding lost, prob - (1 - u), is added back.
+    """
+    if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
+        return softplus(x)
+    u = torch.neg(x).sigmoid_()
+    if not u.amin() > 0:  # x above 88 in float32, or NaN
+        return softplus(x)
+    out = torch.rsub(u, 1)
+    return torch.sub(prob, out, out=out).sub_(u.log_())
 
 
 def one_vs_all_columns(targets: Tensor, num_columns: int) -> Tensor:
@@ -152,6 +144,12 @@ def pad_mask(mask: Tensor | None, num_logits: int) -> Tensor | None:
     if mask is None:
         return None
     return F.pad(mask, (0, num_logits - mask.shape[1]), value=True)
+
+
+def one_vs_all_scores(logits: Tensor, has_background: bool) -> Tensor:
+    """(M, C) logits -> (M, C) sigmoid; with background a last column of zeros."""
+    scores = torch.sigmoid(widen(logits))
+    return append_zero_background(scores) if has_background else scores
 
 
 @LOSS_REGISTRY.register()
@@ -185,11 +183,11 @@ class SigmoidBCE(LongTailLoss):
             neg_weight=ones,
             row_weight=x.weight,
             mask=x.class_mask,
+            divisor=x.normalizer,
         )
-        return {"loss_cls": sums.loss / x.normalizer}
+        return {"loss_cls": sums.loss}
 
     @torch.no_grad()
     def scores(self, logits: Tensor) -> Tensor:
         """(M, C) sigmoid; with background a last column of zeros."""
-        scores = torch.sigmoid(widen(logits))
-        return append_zero_background(scores) if self.has_background else scores
+        return one_vs_all_scores(logits, self.has_background)

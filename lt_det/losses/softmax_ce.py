@@ -41,9 +41,17 @@ def mask_softmax(x: LossInput, num_classes: int) -> tuple[Tensor, Tensor]:
     logits[:, :num_classes] = logits[:, :num_classes].masked_fill(~mask, float("-inf"))
     if x.soft:
         return logits, x.targets * mask
-    own = x.targets.clamp(0, num_classes - 1)[:, None]
-    hidden = (x.targets >= 0) & (x.targets < num_classes) & ~mask.gather(1, own)[:, 0]
-    return logits, x.targets.masked_fill(hidden, IGNORED)
+    return logits, ignore_masked_targets(x.targets, x.class_mask, num_classes)
+
+
+def ignore_masked_targets(targets: Tensor, class_mask: Tensor | None, num_classes: int) -> Tensor:
+    """(M,) hard targets in which a row whose own class is masked is ignored."""
+    if class_mask is None:
+        return targets
+    own = targets.clamp(0, num_classes - 1)[:, None]
+    own_mask = class_mask.expand(len(targets), -1).gather(1, own)[:, 0]
+    hidden = (targets >= 0) & (targets < num_classes) & ~own_mask
+    return targets.masked_fill(hidden, IGNORED)
 
 
 @LOSS_REGISTRY.register()

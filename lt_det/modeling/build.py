@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from lt_det.errors import ConfigError
 from lt_det.losses import LongTailLoss, build_loss
+from lt_det.losses.federated import AnnotatedClasses, SampledClasses
 from lt_det.modeling.classifier import build_classifier
+
+FEDERATED_MODES = ("annotated", "sampled")
 
 
 def loss_from_config(cfg, *, num_classes: int, has_background: bool) -> LongTailLoss:
@@ -26,6 +30,36 @@ def loss_from_config(cfg, *, num_classes: int, has_background: bool) -> LongTail
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"MODEL.LT.LOSS: {error}") from error
+
+
+def federated_from_config(cfg, *, num_classes: int) -> nn.Module | None:
+    """What makes the class masks of ``MODEL.LT.FEDERATED``; None = all classes take part.
+
+    Raises:
+        ConfigError: unknown mode, or what
+            :class:`~lt_det.losses.federated.SampledClasses` finds wrong.
+    """
+    node = cfg.MODEL.LT.FEDERATED
+    if node.MODE not in ("", *FEDERATED_MODES):
+        raise ConfigError(
+            f"MODEL.LT.FEDERATED.MODE is {node.MODE!r}; accepted are "
+            f"{', '.join(FEDERATED_MODES)} and '' (all classes take part)"
+        )
+    if not node.MODE:
+        return None
+    if node.MODE == "annotated":
+        return AnnotatedClasses()
+    counts = list(cfg.MODEL.LT.CLASS_COUNTS)
+    try:
+        return SampledClasses(
+            num_classes,
+            torch.as_tensor(counts) if counts else None,
+            node.NUM_SAMPLED,
+            node.POWER,
+            seed=max(cfg.SEED, 0),
+        )
+    except ValueError as error:
+        raise ConfigError(f"MODEL.LT.FEDERATED: {error}") from error
 
 
 def classifier_from_config(cfg, loss: LongTailLoss, in_features: int) -> nn.Module:

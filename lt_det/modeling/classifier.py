@@ -20,20 +20,32 @@ class CosineClassifier(nn.Module):
     Rows of the weight start uniform in (-1, 1), scaled to unit norm. Vectors shorter than
     1e-12 give a cosine of 0 rather than NaN.
 
-    Source: the normalised layer of LDAM-DRW and GCL; their weight is stored transposed, (D, L).
+    Source: the normalised layer of LDAM-DRW and GCL (scale 1) and of Softmax-EQL (scale 30);
+    their weight is stored transposed, (D, L). Seesaw's (scale 20, with bias) divides by the norm
+    plus ``eps`` = 1e-6, and starts from Normal(0, 0.01): the direction of a row is what counts
+    and is as uniform.
 
     Args:
         in_features: D.
         out_features: L.
         scale: factor on the cosine, 1 for losses that scale it themselves.
         bias: add a learned bias, unscaled (Seesaw's normalised layer has one).
+        eps: added to every norm instead of bounding it by 1e-12. 0 unless results of Seesaw's
+            layer must be met to more than six digits.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, scale: float = 1.0, bias: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        scale: float = 1.0,
+        bias: bool = False,
+        eps: float = 0.0,
     ):
         super().__init__()
         self.in_features, self.out_features, self.scale = in_features, out_features, scale
+        self.eps = eps
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         nn.init.uniform_(self.weight, -1, 1)
@@ -42,9 +54,14 @@ class CosineClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, D) -> (M, L)."""
-        cosine = F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+        cosine = F.linear(self._unit(x), self._unit(self.weight))
         logits = self.scale * cosine
         return logits if self.bias is None else logits + self.bias
+
+    def _unit(self, x: Tensor) -> Tensor:
+        if not self.eps:
+            return F.normalize(x, dim=1)
+        return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.eps)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

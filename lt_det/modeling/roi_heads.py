@@ -17,7 +17,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from lt_det.losses import LongTailLoss
-from lt_det.modeling.build import classifier_from_config, loss_from_config
+from lt_det.losses.federated import verified_classes
+from lt_det.modeling.build import (
+    classifier_from_config,
+    federated_from_config,
+    loss_from_config,
+)
 
 # Detectron2's writers run every 20 iterations; reading the accuracy more often would wait for
 # the device for numbers that nobody sees.
@@ -35,27 +40,36 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         input_shape: shape of the region features.
         loss: built with ``has_background=True``.
         classifier: maps region features to ``loss.num_logits`` outputs.
+        federated: makes the loss's class mask from the labels of the regions and the classes
+            verified in the image of each, see ``lt_det.losses.federated``; None = no mask.
         **kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``.
     """
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, loss: LongTailLoss, classifier: nn.Module, **kwargs
+        self,
+        input_shape: ShapeSpec,
+        *,
+        loss: LongTailLoss,
+        classifier: nn.Module,
+        federated: nn.Module | None = None,
+        **kwargs,
     ):
         super().__init__(input_shape, **kwargs)
         self.cls_score = classifier
         self.cls_loss = loss
+        self.federated = federated
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
         """Translate `cfg`; see the class for the arguments."""
         ret = super().from_config(cfg, input_shape)
-        loss = loss_from_config(
-            cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, has_background=True
-        )
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        loss = loss_from_config(cfg, num_classes=num_classes, has_background=True)
         in_features = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
         ret["loss"] = loss
         ret["classifier"] = classifier_from_config(cfg, loss, in_features)
+        ret["federated"] = federated_from_config(cfg, num_classes=num_classes)
         return ret
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -72,7 +86,10 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         logits, deltas = predictions[:2]
         gt_classes = _cat([p.gt_classes for p in proposals], deltas, torch.int64)
         terms = self.cls_loss(
-            logits, gt_classes, features=predictions[2] if len(predictions) > 2 else None
+            logits,
+            gt_classes,
+            class_mask=self._class_mask(gt_classes, proposals),
+            features=predictions[2] if len(predictions) > 2 else None,
         )
         self._log_accuracy(logits, gt_classes)
         boxes = _cat([p.proposal_boxes.tensor for p in proposals], deltas).view(-1, 4)
@@ -100,6 +117,24 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         """Scores (R_i, C+1) of each image, the background last."""
         scores = self.cls_loss.scores(predictions[0])
         return list(scores.split([len(p) for p in proposals]))
+
+    def _class_mask(self, gt_classes: Tensor, proposals: list[Instances]) -> Tensor | None:
+        """Bool (R, C) or (C,), or None."""
+        if self.federated is None:
+            return None
+        verified = None
+        if self.federated.needs_verified:
+            none = gt_classes.new_ones(0, self.num_classes, dtype=torch.bool)
+            verified = torch.cat([none, *(self._verified(p) for p in proposals)])
+        return self.federated(gt_classes, verified)
+
+    def _verified(self, regions: Instances) -> Tensor:
+        """(R_i, C) bool, the same in every row; all True where the image has no class lists."""
+        device = regions.gt_classes.device
+        verified = torch.ones(self.num_classes, dtype=torch.bool, device=device)
+        if regions.has("image_classes"):
+            verified = verified_classes(*regions.image_classes.lists, self.num_classes)
+        return verified.expand(len(regions), -1)
 
     @torch.no_grad()
     def _log_accuracy(self, logits: Tensor, gt_classes: Tensor) -> None:
@@ -130,8 +165,29 @@ def _long_tail_predictor(cfg, standard: FastRCNNOutputLayers) -> LongTailOutputL
     )
 
 
+def _with_image_classes(regions: list[Instances], targets: list[Instances]) -> list[Instances]:
+    """Give the regions of an image the class lists that its targets carry, if any.
+
+    Detectron2 hands regions the fields of the target they match; those of an image without
+    targets, and all after the first stage of a cascade, would have none.
+    """
+    for region, target in zip(regions, targets, strict=True):
+        if target.has("image_classes"):
+            region.image_classes = target.image_classes.of_length(len(region))
+    return regions
+
+
+class _KeepsImageClasses:
+    """Regions labelled for training carry the class lists of their image."""
+
+    def label_and_sample_proposals(self, proposals, targets):
+        """As in Detectron2."""
+        regions = super().label_and_sample_proposals(proposals, targets)
+        return _with_image_classes(regions, targets)
+
+
 @ROI_HEADS_REGISTRY.register()
-class LongTailROIHeads(StandardROIHeads):
+class LongTailROIHeads(_KeepsImageClasses, StandardROIHeads):
     """``StandardROIHeads`` (FPN) with the loss of ``MODEL.LT.LOSS``."""
 
     @classmethod
@@ -142,7 +198,7 @@ class LongTailROIHeads(StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class LongTailCascadeROIHeads(CascadeROIHeads):
+class LongTailCascadeROIHeads(_KeepsImageClasses, CascadeROIHeads):
     """``CascadeROIHeads`` with the loss of ``MODEL.LT.LOSS``: one loss and one state a stage."""
 
     @classmethod
@@ -151,9 +207,13 @@ class LongTailCascadeROIHeads(CascadeROIHeads):
         ret["box_predictors"] = [_long_tail_predictor(cfg, p) for p in ret["box_predictors"]]
         return ret
 
+    def _match_and_label_boxes(self, proposals, stage, targets):
+        regions = super()._match_and_label_boxes(proposals, stage, targets)
+        return _with_image_classes(regions, targets)
+
 
 @ROI_HEADS_REGISTRY.register()
-class LongTailRes5ROIHeads(Res5ROIHeads):
+class LongTailRes5ROIHeads(_KeepsImageClasses, Res5ROIHeads):
     """``Res5ROIHeads`` (C4) with the loss of ``MODEL.LT.LOSS``."""
 
     @classmethod

@@ -12,12 +12,13 @@ from torch import nn
 from lt_det.engine.hooks import (
     BestCheckpointHook,
     GradientStatisticsHook,
+    ProgressHook,
     check_ranks_agree,
     drop_lines_from,
     named_grad_stats,
     set_aside,
 )
-from lt_det.losses import build_loss
+from lt_det.losses import build_loss, set_progress
 
 
 def model_with_history():
@@ -144,3 +145,20 @@ def test_ranks_that_differ_are_an_error(monkeypatch):
     )
     with pytest.raises(RuntimeError, match=r"differ between ranks.*\[\[6.0, 10.0\]\]"):
         check_ranks_agree(model)
+
+
+def test_losses_with_a_schedule_know_the_progress_before_every_step():
+    model = nn.ModuleList(
+        build_loss(name, num_classes=3, class_counts=[5, 1, 9]) for name in ("KPS", "FBL", "GCL")
+    )
+    hook = ProgressHook(model)
+    for iteration, expected in [(0, 0.0), (1, 0.125), (7, 0.875)]:
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=8)
+        hook.before_step()
+        assert [loss.progress.item() for loss in model[:2]] == [expected, expected]
+    assert not hasattr(model[2], "progress")
+
+
+def test_a_progress_outside_of_the_training_is_an_error():
+    with pytest.raises(ValueError, match="progress is 1.5"):
+        set_progress(nn.Module(), 1.5)

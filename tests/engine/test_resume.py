@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,26 @@ def test_sigkill_and_resume_is_bit_exact(uninterrupted, tmp_path, tiny_options):
     record = json.loads((output / "results" / "tiny_val.json").read_text())
     expected = json.loads((uninterrupted / "results" / "tiny_val.json").read_text())
     assert record["metrics"] == expected["metrics"]
+
+
+def test_noise_and_schedule_resume_bit_exactly(tmp_path, tiny_options):
+    """GCL draws the noise that an uninterrupted run would have drawn."""
+    options = [
+        *tiny_options,
+        *("MODEL.LT.LOSS.NAME", "GCL", "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0"),
+        *("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    ]
+    base = ("--config-file", "configs/quick/base/lvis_mask_rcnn_r18_fpn.yaml")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    # Later options win over those that command() gives.
+    run(whole, options, *base)
+    resumed.mkdir()
+    shutil.copy(whole / "model_0000001.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    run(resumed, options, *base, "--resume")
+    assert differences(final_state(whole), final_state(resumed)) == []
+    noise = final_state(whole)["model"]["roi_heads.box_predictor.cls_loss.noise._extra_state"]
+    assert noise.tolist() == [0, 4]
 
 
 def test_without_resume_the_statistics_of_a_checkpoint_start_from_zero(

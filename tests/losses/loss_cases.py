@@ -1,6 +1,7 @@
 """How the shared loss test-suite calls each registered loss.
 
-A new loss needs an entry here only if its constructor cannot do with the defaults below.
+A new loss needs an entry here only if its constructor cannot do with the defaults below, or if
+other parameters take another path through it (VARIANTS).
 """
 
 from __future__ import annotations
@@ -32,6 +33,17 @@ class LossCase:
             **self.params,
         )
 
+    def without_noise(self):
+        """The same loss with its random noise scaled to zero.
+
+        For tests that compare calls whose rows or classes stand in another order or number: a
+        stochastic loss draws for rows as they come.
+        """
+        parameter = LOSS_REGISTRY.get(self.name).noise_parameter
+        if parameter is None:
+            return self
+        return LossCase(self.name, self.has_background, {**self.params, parameter: 0.0})
+
     def inputs(self, rows: int, seed: int = 0, dtype=torch.float64):
         """Random logits, targets (all kinds of labels) and features."""
         loss = self.build()
@@ -46,10 +58,28 @@ class LossCase:
         return logits, targets, features
 
     def __str__(self):
-        return f"{self.name}-{'bg' if self.has_background else 'nobg'}"
+        params = "".join(f"-{key}={value}" for key, value in self.params.items())
+        return f"{self.name}-{'bg' if self.has_background else 'nobg'}{params}"
 
 
-ALL_CASES = [LossCase(name, bg) for name in LOSS_REGISTRY for bg in (False, True)]
+# Phases that the schedule reaches late, and forms that are an option.
+VARIANTS = [
+    ("KPS", {"adjust_from": 0.0}),
+    ("LDAM", {"reweight_from": 0.0}),
+    ("FBL", {"curriculum": "constant"}),
+    ("GCL", {"angular": True, "margin": 0.1}),
+    ("GCL", {"focal_gamma": 1.0, "margin": 0.1}),
+    ("FocalLoss", {"form": "softmax"}),
+    ("SoftmaxEQL", {"form": "share", "tau": 0.5}),
+    ("SoftmaxEQL", {"indicator": "ratio"}),
+    ("SoftmaxEQL", {"adjust_background": False}),
+]
+
+ALL_CASES = [
+    LossCase(name, bg, params)
+    for name, params in [*((name, {}) for name in LOSS_REGISTRY), *VARIANTS]
+    for bg in (False, True)
+]
 STATEFUL_CASES = [c for c in ALL_CASES if hasattr(c.build(), "stats")]
 
 

@@ -32,10 +32,13 @@ HEADS = {
 }
 
 
-def detector(head: str, loss: str):
+def detector(head: str, loss: str, federated: str = "", *, num_sampled: int = 50, counts=()):
     options = [*SMALL, *HEADS[head], "MODEL.ROI_HEADS.NAME", head.split("-")[0]]
     cfg = load_config("configs/base/lvis_mask_rcnn_r50_fpn.yaml", options)
     cfg.MODEL.LT.LOSS.NAME = loss
+    cfg.MODEL.LT.FEDERATED.MODE = federated
+    cfg.MODEL.LT.FEDERATED.NUM_SAMPLED = num_sampled
+    cfg.MODEL.LT.CLASS_COUNTS = list(counts)
     torch.manual_seed(0)
     return build_model(cfg)
 

@@ -1,0 +1,180 @@
+"""tools/benchmark.py: what it compares computes the same, and its memory counter counts."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lt_det.losses import LOSS_REGISTRY, build_loss
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools/benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+RELEASED = [name for name in ("EQLv2", "EFL", "SoftmaxEQL") if name in LOSS_REGISTRY]
+
+
+@pytest.mark.parametrize("has_background", [True, False], ids=["background", "none"])
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_released_style_equals_our_loss_in_value_gradient_and_statistics(
+    script, name, has_background
+):
+    rows, classes, steps = 40, 6, 4
+    loss = build_loss(name, num_classes=classes, has_background=has_background)
+    released = script.RELEASED[name](loss.num_logits, classes)
+    for statistics in ("pos", "neg", "ratio"):
+        setattr(released, statistics, getattr(released, statistics).double())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        z = torch.randn(rows, loss.num_logits, generator=generator, dtype=torch.float64) * 2
+        # Class 0 has no example at all.
+        targets = torch.randint(1, classes + int(has_background), (rows,), generator=generator)
+        a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
+        expected = released(a, targets)
+        # The released equalized focal loss is divided by the foreground rows.
+        normalizer = (targets < classes).sum() if name == "EFL" else None
+        value = sum(loss(b, targets, normalizer=normalizer).values())
+        value.backward()
+        torch.testing.assert_close(value.detach(), expected)
+        torch.testing.assert_close(b.grad, a.grad)
+        torch.testing.assert_close(loss.stats.pos, released.pos[:classes])
+        torch.testing.assert_close(loss.stats.neg, released.neg[:classes])
+    assert (loss.stats.pos[1:] > 0).all() and loss.stats.pos[0] == 0
+
+
+def test_torchs_losses_are_those_of_the_registry(script):
+    """The plain losses that the table compares with are our baselines in torch's words."""
+    problem = script.Problem(30, 5, True)
+    targets = problem.targets()
+    for reference, name, columns in [("torch BCE", "SigmoidBCE", 5), ("torch CE", "SoftmaxCE", 6)]:
+        a, b = problem.logits(columns), problem.logits(columns)
+        value = build_loss(name, num_classes=5, has_background=True)(b, targets)["loss_cls"]
+        value.backward()
+        torch.testing.assert_close(script.TORCH[reference](a, targets), value.detach())
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_torchs_focal_loss_by_hand(script):
+    logits = torch.tensor([[0.3, -1.2]], requires_grad=True)
+    value = script.torch_focal(logits, torch.tensor([1]))
+    p = torch.sigmoid(logits.detach()[0])
+    by_hand = -0.75 * p[0] ** 2 * (1 - p[0]).log() - 0.25 * (1 - p[1]) ** 2 * p[1].log()
+    torch.testing.assert_close(value, by_hand)
+
+
+def test_one_hot_of_background_is_all_zeros_where_it_has_no_column(script):
+    targets = torch.tensor([2, 0, 3])
+    assert script.one_hot(targets, torch.empty(3, 3)).tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0]]
+    assert torch.equal(script.one_hot(targets, torch.empty(3, 4)), F.one_hot(targets, 4).float())
+
+
+def test_the_memory_counter_counts_allocations_exactly(script):
+    kept = []
+
+    def call():
+        kept.append(torch.empty(1000))  # 4000 bytes, stays
+        temporary = torch.empty(500, dtype=torch.float64)  # 4000 more
+        del temporary
+        kept.append(torch.empty(2000, dtype=torch.uint8))  # 6000 held, below the 8000 before
+        kept[0].add_(1)
+
+    assert script.peak_extra_bytes(call) == 8000
+    x = torch.ones(256)
+    # exp and its square are alive together, 1024 bytes each; x is not counted.
+    assert script.peak_extra_bytes(lambda: x.exp().square()) == 2048
+    assert script.peak_extra_bytes(lambda: None) == 0
+
+
+def test_memory_held_in_backward_counts(script):
+    x = torch.ones(1000, requires_grad=True)
+
+    def call():
+        x.exp().sum().backward()
+
+    # The result of exp, saved, the gradient of x, and two scalars, the sum and its gradient of 1.
+    assert script.peak_extra_bytes(call) == pytest.approx(8000, abs=16)
+
+
+def test_the_table_has_every_registered_loss(script, tmp_path, capsys):
+    output = tmp_path / "record.json"
+    arguments = ["losses", "--rows", "12", "--classes", "7", "--repeats", "3"]
+    assert script.main([*arguments, "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert set(LOSS_REGISTRY) < set(names)
+    assert {f"{name}, released style" for name in RELEASED} < set(names)
+
+    record = json.loads(output.read_text())
+    assert [result["name"] for result in record["results"]] == names[2:]
+    assert all(len(result["ms"]) == 3 for result in record["results"])
+    assert all(result["extra_bytes"] > 0 for result in record["results"])
+    assert record["problem"]["rows"] == 12 and record["environment"]["torch"] == torch.__version__
+
+
+def test_segmentation_compares_the_losses_used_there_without_background(script, capsys):
+    arguments = ["losses", "--segmentation", "--rows", "12", "--classes", "7", "--repeats", "1"]
+    assert script.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = {line.split("|")[1].strip() for line in lines if line.startswith("|")}
+    ours = {name for name in script.SEGMENTATION_LOSSES if name in LOSS_REGISTRY}
+    assert {"torch CE", *ours} <= names and "EQLv2" not in names
+
+
+def test_ratios_are_those_of_the_medians(script):
+    results = [
+        script.Measurement("torch BCE", "torch BCE", "", [9.0, 2.0, 4.0], 0, 3.0),
+        script.Measurement("A", "torch BCE", "A, released style", [1.0, 2.0, 30.0], 0, 1.0),
+        script.Measurement("A, released style", "torch BCE", "", [16.0, 16.0, 16.0], 0, 6.0),
+    ]
+    row = script.table(results).splitlines()[3]
+    assert row == "| A | 2.0 | torch BCE | 0.50 | 0.125 | 1.00 |"
+
+
+def test_an_unknown_loss_is_one_line(script, capsys):
+    assert script.main(["losses", "--only", "EQLv3"]) == 1
+    assert "unknown loss 'EQLv3'" in capsys.readouterr().err
+
+
+# Released hyper-parameters; numbers of the original code, see tests/golden/README.md.
+GOLDEN = Path(__file__).parents[1] / "golden" / "equalization"
+VECTORS = {
+    "EQLv2": "eqlv2_C10_N64.npz",
+    "EFL": "efl_C10_N96.npz",
+    "SoftmaxEQL": "softmax_eql_C10_N64.npz",
+}
+
+
+@pytest.mark.parametrize("name", [n for n, f in VECTORS.items() if (GOLDEN / f).exists()])
+def test_the_released_style_is_the_released_loss(script, name):
+    data = np.load(GOLDEN / VECTORS[name])
+    classes = len(data["s0_pos_grad_f64"])
+    released = script.RELEASED[name](data["s0_logits"].shape[1], classes)
+    for t in range(int(data["num_steps"])):
+        logits = torch.as_tensor(data[f"s{t}_logits"]).double()
+        targets = torch.as_tensor(data[f"s{t}_labels"])
+        if name == "EFL":  # there 0 is the background, and -1 is ignored
+            logits, targets = logits[targets >= 0], targets[targets >= 0]
+            targets = torch.where(targets == 0, classes, targets - 1)
+        if not len(targets):
+            continue
+        logits.requires_grad_()
+        value = released(logits, targets)
+        tolerance = dict(rtol=1e-6, atol=1e-9)  # its sums start in float32
+        expected = torch.as_tensor(data[f"s{t}_loss_f64"]).reshape(())
+        torch.testing.assert_close(value, expected.double(), **tolerance)
+        for sums, key in [(released.pos, "pos_grad"), (released.neg, "neg_grad")]:
+            expected = torch.as_tensor(data[f"s{t}_{key}_f64"])
+            torch.testing.assert_close(sums[:classes].double(), expected.double(), **tolerance)
