@@ -8,14 +8,21 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a 
 """
 
 import argparse
+import inspect
+import json
 import re
 import sys
 from pathlib import Path
 
-from lt_det.evaluation.results import format_table, per_class_table, read_record
+import benchmark
+
+from lt_det.evaluation.results import format_table, markdown, per_class_table, read_record
+from lt_det.losses import LOSS_REGISTRY
+from lt_det.losses.build import loss_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("README.md", "configs/quick/README.md")
+FILES = ("README.md", "configs/README.md", "configs/quick/README.md")
+BENCHMARKS = ROOT / "configs/benchmarks"
 QUICK = ROOT / "configs/quick/results"
 COLUMNS = [f"{task}/{m}" for task in ("bbox", "segm") for m in ("AP", "AP50", "APr", "APc", "APf")]
 # What a row is called: the configuration whose runs it holds.
@@ -42,7 +49,41 @@ def seeds_table():
     return format_table([r for runs in records.values() for r in runs], COLUMNS, labels)
 
 
+def losses_table():
+    """Every registered loss with the first line of its documentation."""
+    lines = [["loss", "what", "classifier", "parameters"]]
+    for name in LOSS_REGISTRY:
+        loss = LOSS_REGISTRY.get(name)
+        what = inspect.getdoc(loss).split("\n")[0].rstrip(".")
+        what = re.sub(r":\w+:`~?([^`]*)`", r"\1", what).replace("``", "`")
+        params = ", ".join(f"{k}={_number(v)}" for k, v in loss_parameters(name).items())
+        lines.append([f"`{name}`", what, loss.classifier, params or "-"])
+    return markdown(lines, left=4)
+
+
+def _number(value):
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def benchmark_table(name):
+    """A table of tools/benchmark.py from its record, under a line on how it was measured."""
+    record = json.loads((BENCHMARKS / f"{name}.json").read_text())
+    env, problem = record["environment"], record["problem"]
+    results = [
+        benchmark.Measurement(**{k: v for k, v in r.items() if k != "median_ms"})
+        for r in record["results"]
+    ]
+    return (
+        f"{problem['rows']} rows x {problem['classes']} classes, float32, "
+        f"{env.get('gpu', env['cpu'])}, {env['threads']} threads, torch {env['torch']}, "
+        f"medians of {len(results[0].ms)}:\n\n{benchmark.table(results)}"
+    )
+
+
 TABLES = {
+    "losses": losses_table,
+    "benchmark losses": lambda: benchmark_table("losses"),
+    "benchmark segmentation": lambda: benchmark_table("losses_segmentation"),
     "quick": quick_table,
     "quick seeds": seeds_table,
     "quick classes": lambda: per_class_table(quick_records()["eqlv2"]),

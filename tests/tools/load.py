@@ -1,9 +1,12 @@
 """Import a script of tools/, which is not a package."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 TOOLS = Path(__file__).parents[2] / "tools"
+# As it is for a script that is run: they may import each other.
+sys.path.append(str(TOOLS))
 
 
 def load_tool(name: str):
