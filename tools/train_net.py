@@ -39,10 +39,14 @@ def main(args):
     cfg, counts = configure(args)
     if args.eval_only:
         return evaluate_checkpoint(
-            cfg, counts, resume=args.resume, before_writing=lambda: begin(cfg, args)
+            cfg,
+            counts,
+            resume=args.resume,
+            before_writing=lambda: begin(cfg, args),
+            config_file=args.config_file,
         )
     begin(cfg, args)
-    trainer = LongTailTrainer(cfg, counts)
+    trainer = LongTailTrainer(cfg, counts, config_file=args.config_file)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

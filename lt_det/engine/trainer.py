@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Callable
 
 import torch
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
@@ -49,9 +50,10 @@ class LongTailTrainer(DefaultTrainer):
     Args:
         cfg: prepared by :func:`lt_det.engine.config.prepare_config`.
         class_counts: what that returned.
+        config_file: the configuration file, for the result records.
     """
 
-    def __init__(self, cfg, class_counts: ClassCounts):
+    def __init__(self, cfg, class_counts: ClassCounts, *, config_file: str | None = None):
         # Not DefaultTrainer's: it starts the data loader before a checkpoint can set its
         # position, and builds the step that is replaced here.
         TrainerBase.__init__(self)
@@ -59,6 +61,7 @@ class LongTailTrainer(DefaultTrainer):
             setup_logger()
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.class_counts = class_counts
+        self.config_file = config_file
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -183,7 +186,11 @@ class LongTailTrainer(DefaultTrainer):
         # Test loaders draw from the global generator; training goes on as if they had not.
         with preserved_rng():
             self._last_eval_results = evaluate(
-                self.cfg, self.model, self.class_counts, iteration=min(self.iter + 1, self.max_iter)
+                self.cfg,
+                self.model,
+                self.class_counts,
+                iteration=min(self.iter + 1, self.max_iter),
+                config_file=self.config_file,
             )
         return self._last_eval_results
 
@@ -198,7 +205,14 @@ class LongTailTrainer(DefaultTrainer):
         return build_test_loader(cfg, dataset_name)
 
 
-def evaluate_checkpoint(cfg, class_counts: ClassCounts | None, *, resume: bool, before_writing):
+def evaluate_checkpoint(
+    cfg,
+    class_counts: ClassCounts | None,
+    *,
+    resume: bool,
+    before_writing: Callable[[], None],
+    config_file: str | None = None,
+) -> dict:
     """Evaluate ``MODEL.WEIGHTS``, or with `resume` the last checkpoint of ``OUTPUT_DIR``.
 
     Args:
@@ -206,6 +220,7 @@ def evaluate_checkpoint(cfg, class_counts: ClassCounts | None, *, resume: bool, 
         class_counts: of the training set, None if it is not at hand.
         resume: see above.
         before_writing: called once it is clear that there is something to evaluate.
+        config_file: for the result records.
 
     Raises:
         ConfigError: there are no weights; evaluating random ones is never meant.
@@ -223,7 +238,7 @@ def evaluate_checkpoint(cfg, class_counts: ClassCounts | None, *, resume: bool, 
     resume = resume and checkpointer.has_checkpoint()
     weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     checkpointer.load(weights, checkpointables=[])
-    return evaluate(cfg, model, class_counts, weights=weights)
+    return evaluate(cfg, model, class_counts, weights=weights, config_file=config_file)
 
 
 def build_evaluator(cfg, dataset_name: str, class_counts: ClassCounts | None):
@@ -261,8 +276,17 @@ def evaluate(
     *,
     iteration: int | None = None,
     weights: str | None = None,
+    config_file: str | None = None,
 ) -> dict:
     """Evaluate `model` on every ``DATASETS.TEST`` and write the result records.
+
+    Args:
+        cfg: prepared.
+        model: on its device; in either mode.
+        class_counts: of the training set, None if it is not at hand.
+        iteration: optimiser steps behind the weights, for the record.
+        weights: checkpoint they come from, for the record.
+        config_file: for the record.
 
     Returns:
         Nested results as ``DefaultTrainer.test`` gives them; empty on ranks other than 0.
@@ -275,7 +299,7 @@ def evaluate(
                 evaluator.record,
                 iteration=iteration,
                 seed=cfg.SEED,
-                config=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+                config=config_file,
                 weights=weights,
                 counts_fingerprint=class_counts.fingerprint if class_counts else None,
                 loss=cfg.MODEL.LT.LOSS.NAME,
