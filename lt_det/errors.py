@@ -31,6 +31,10 @@ class MissingFileError(LtDetError, FileNotFoundError):
         return " ".join(str(a) for a in self.args)
 
 
+class PackageError(LtDetError, ImportError):
+    """A package that is missing or does not work; the message says what installs it."""
+
+
 class CheckpointError(LtDetError, RuntimeError):
     """A checkpoint that does not fit the model; the message names file, parameter and key."""
 

@@ -19,12 +19,12 @@ from lt_det.environment import EnvironmentProblem, check_torch_pair
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
 
-def configure(args):
+def configure(args, ranks=None):
     """Configuration and class counts of this run; nothing is written."""
     from lt_det.engine import load_config, prepare_config
 
     cfg = load_config(args.config_file, args.opts)
-    counts = prepare_config(cfg, training=not args.eval_only)
+    counts = prepare_config(cfg, training=not args.eval_only, ranks=ranks)
     cfg.freeze()
     return cfg, counts
 
@@ -54,6 +54,7 @@ def main(args):
 def command():
     """Parse the command line and run; errors that a user can act on end in one line."""
     from detectron2.engine import default_argument_parser
+    from torch.multiprocessing.spawn import ProcessRaisedException
 
     from lt_det.engine.launch import run
     from lt_det.errors import LtDetError, user_message
@@ -61,10 +62,15 @@ def command():
     args = default_argument_parser().parse_args()
     try:
         if args.num_gpus > 1:
-            configure(args)  # once, before several processes find the same fault
+            # Once, before several processes find the same fault.
+            configure(args, ranks=args.num_gpus * args.num_machines)
         run(main, args)
     except LtDetError as error:
         sys.exit(f"error: {user_message(error)}")
+    except ProcessRaisedException as error:  # of one of several processes
+        if "lt_det.errors." not in str(error):
+            raise
+        sys.exit(f"error: {str(error).rsplit('Error: ', 1)[-1].strip()}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from lt_det.registry import unknown_name
 logger = logging.getLogger(__name__)
 
 BAD_IMAGE_CHOICES = ("error", "skip")
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class TrainLoader:
@@ -40,6 +41,7 @@ class TrainLoader:
         groups: see :class:`GroupedBatchSampler`.
         num_workers: loader processes; 0 loads in this process.
         seed: of the order and of the augmentation, the same on every rank.
+        order: what makes the stream, in words; another one cannot be continued.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class TrainLoader:
         groups: np.ndarray | None,
         num_workers: int,
         seed: int,
+        order: str = "",
     ):
+        self.order = order
         self.dataset = dataset
         self.make_sampler = make_sampler
         self.batch_size = batch_size
@@ -85,8 +89,9 @@ class TrainLoader:
     def load_state_dict(self, state: dict) -> None:
         """Continue from there, at the next ``iter()``.
 
-        With another number of images, ranks or images per batch the old order has no meaning;
-        then a new one starts, and a warning says so.
+        The seed is the checkpoint's. With another number of images, ranks or images per batch,
+        or another sampler, the old order has no meaning; then a new one starts, and a warning
+        says so.
         """
         stored = {key: state.get(key) for key in self._shape()}
         if stored == self._shape():
@@ -105,6 +110,7 @@ class TrainLoader:
             "num_images": len(self.dataset),
             "batch_size": self.batch_size,
             "world_size": comm.get_world_size(),
+            "order": self.order,
         }
 
 
@@ -124,11 +130,7 @@ class SeededDataset(Dataset):
     max_skips = 20
 
     def __init__(self, records, mapper: Callable, *, bad_image: str = "error", rank: int = 0):
-        if bad_image not in BAD_IMAGE_CHOICES:
-            raise ConfigError(
-                f"DATALOADER.LT.BAD_IMAGE is {bad_image!r}; accepted are "
-                f"{', '.join(BAD_IMAGE_CHOICES)}"
-            )
+        check_bad_image(bad_image)
         self.records, self.mapper, self.bad_image, self.rank = records, mapper, bad_image, rank
         self.seed = 0
         self.skipped = 0
@@ -199,6 +201,7 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
         groups=aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
+        order=describe_order(cfg),
     )
 
 
@@ -225,6 +228,34 @@ def training_records(cfg) -> list[dict]:
     return records
 
 
+def describe_order(cfg) -> str:
+    """Sampler and grouping of `cfg` in words."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "RepeatFactorTrainingSampler":
+        name += f" {cfg.DATALOADER.REPEAT_THRESHOLD:g}"
+    return name + (", grouped by aspect ratio" if cfg.DATALOADER.ASPECT_RATIO_GROUPING else "")
+
+
+def check_loading(cfg) -> None:
+    """Raise a ConfigError for values that only the training loader would find wrong."""
+    check_bad_image(cfg.DATALOADER.LT.BAD_IMAGE)
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in SAMPLERS:
+        raise ConfigError(_unknown_sampler(name))
+
+
+def _unknown_sampler(name: str) -> str:
+    return unknown_name("sampler", name, SAMPLERS, "DATALOADER.SAMPLER_TRAIN")
+
+
+def check_bad_image(value: str) -> None:
+    """Raise a ConfigError unless `value` is one that ``DATALOADER.LT.BAD_IMAGE`` may have."""
+    if value not in BAD_IMAGE_CHOICES:
+        raise ConfigError(
+            f"DATALOADER.LT.BAD_IMAGE is {value!r}; accepted are {', '.join(BAD_IMAGE_CHOICES)}"
+        )
+
+
 def index_sampler(cfg, records: list[dict]) -> Callable[[int], Sampler]:
     """From a seed to this rank's stream of image indices, for ``DATALOADER.SAMPLER_TRAIN``."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
@@ -243,18 +274,21 @@ def index_sampler(cfg, records: list[dict]) -> Callable[[int], Sampler]:
             factors.sum(),
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    known = ("TrainingSampler", "RepeatFactorTrainingSampler")
-    raise ConfigError(unknown_name("sampler", name, known, "DATALOADER.SAMPLER_TRAIN"))
+    raise ConfigError(_unknown_sampler(name))
 
 
-def images_per_pass(cfg) -> int:
+def images_per_pass(cfg, ranks: int | None = None) -> int:
     """Images of one forward pass on one rank.
+
+    Args:
+        cfg: prepared or not.
+        ranks: None = those of this run.
 
     Raises:
         ConfigError: ``SOLVER.IMS_PER_BATCH`` does not divide over ranks and passes.
     """
     total, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.LT.ACCUMULATION_STEPS
-    ranks = comm.get_world_size()
+    ranks = ranks or comm.get_world_size()
     if passes < 1 or total < 1 or total % (passes * ranks):
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH {total} cannot be divided over {ranks} ranks and "

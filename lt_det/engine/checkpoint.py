@@ -17,18 +17,21 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     A file is written beside its final name, flushed to disk and renamed, and only then noted
     in ``last_checkpoint``: a process that dies while saving leaves the previous checkpoint in
-    force. And with ``strict_shapes`` a parameter of another shape than the model's is an error;
-    Detectron2 leaves it at its random start with a warning, which is right for fine-tuning and
-    wrong for resuming and evaluating.
+    force. And with ``strict`` the file must fit the model: every parameter there, of the same
+    shape, and trained with the same loss. Detectron2 leaves what does not fit at its random
+    start with a warning, which is right for fine-tuning and wrong for resuming and evaluating.
 
     Args:
-        *args, **kwargs: of ``DetectionCheckpointer``.
-        strict_shapes: see above; may be set later.
+        *args: of ``DetectionCheckpointer``.
+        loss: name of the model's loss; kept in the file.
+        strict: see above; may be set later.
+        **kwargs: of ``DetectionCheckpointer``.
     """
 
-    def __init__(self, *args, strict_shapes: bool = False, **kwargs):
+    def __init__(self, *args, loss: str = "", strict: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.strict_shapes = strict_shapes
+        self.loss = loss
+        self.strict = strict
         self._loading = ""
 
     def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
@@ -41,7 +44,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self.model.state_dict(), "loss": self.loss}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -60,23 +63,42 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """As in Detectron2.
 
         Raises:
-            CheckpointError: the file is missing or cannot be read; with ``strict_shapes``, it
-                does not fit the model.
+            CheckpointError: the file is missing or cannot be read; with ``strict``, it does not
+                fit the model.
         """
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
-        except (EOFError, AssertionError, OSError) as error:
+        except (AssertionError, OSError) as error:
             raise CheckpointError(f"cannot load checkpoint {path}: {error}") from error
-        except RuntimeError as error:
-            if isinstance(error, CheckpointError) or "PytorchStreamReader" not in str(error):
-                raise
-            raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
+
+    def _load_file(self, filename: str):
+        try:
+            loaded = super()._load_file(filename)
+        except Exception as error:  # pickle, zip and torch each have their own for a bad file
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise CheckpointError(f"cannot read checkpoint {filename} ({reason})") from error
+        if not isinstance(loaded.get("model"), dict):
+            raise CheckpointError(f"{filename} is not a checkpoint: it holds no parameters")
+        return loaded
 
     def _load_model(self, checkpoint):
+        stored = checkpoint.get("loss", "")
+        if self.strict and stored and self.loss and stored != self.loss:
+            raise CheckpointError(
+                f"checkpoint {self._loading} was trained with the loss {stored}, but "
+                f"MODEL.LT.LOSS.NAME is {self.loss}: its scores would mean nothing"
+            )
         incompatible = super()._load_model(checkpoint)
-        if self.strict_shapes and incompatible.incorrect_shapes:
+        if self.strict and incompatible.incorrect_shapes:
             raise CheckpointError(_describe_shapes(self._loading, incompatible.incorrect_shapes))
+        if self.strict and incompatible.missing_keys:
+            missing = incompatible.missing_keys
+            raise CheckpointError(
+                f"checkpoint {self._loading} lacks {len(missing)} of the model's parameters: "
+                f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. "
+                "Is it the checkpoint of this configuration?"
+            )
         return incompatible
 
 

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
 
 import lt_det.modeling  # noqa: F401  registers the heads
 from lt_det.config import add_lt_config, open_loss_params
-from lt_det.data import ClassCounts, dataset_info, get_class_counts, register_from_config
-from lt_det.data.build import images_per_pass
+from lt_det.data import (
+    ClassCounts,
+    dataset_info,
+    get_class_counts,
+    get_records,
+    register_from_config,
+)
+from lt_det.data.build import check_loading, images_per_pass
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
-from lt_det.modeling.build import federated_from_config, loss_from_config
+from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
+from lt_det.modeling.build import (
+    classifier_from_config,
+    federated_from_config,
+    loss_from_config,
+)
+from lt_det.registry import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +56,51 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     try:
         if config_file:
             cfg.merge_from_file(config_file)
+        forget_params_of_another_loss(cfg, opts)
         open_loss_params(cfg, opts)
-        cfg.merge_from_list(opts)
-    except (AssertionError, KeyError, ValueError) as error:
+        cfg.merge_from_list(floats_as_floats(cfg, opts))
+    # What yacs and PyYAML raise for unknown keys, wrong types, broken files and missing bases.
+    except (
+        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError),
+        yaml.YAMLError,
+    ) as error:
         raise ConfigError(f"{config_file or 'options'}: {error}") from error
     return cfg
 
 
-def prepare_config(cfg: CfgNode, *, training: bool = True) -> ClassCounts | None:
+def forget_params_of_another_loss(cfg: CfgNode, opts: list[str]) -> None:
+    """When `opts` name another loss than the file, the file's loss parameters do not apply."""
+    names = dict(zip(opts[0::2], opts[1::2], strict=True))
+    name = names.get("MODEL.LT.LOSS.NAME", cfg.MODEL.LT.LOSS.NAME)
+    if name != cfg.MODEL.LT.LOSS.NAME and cfg.MODEL.LT.LOSS.PARAMS:
+        logger.info(
+            "MODEL.LT.LOSS.NAME %s replaces %s, whose parameters %s are left out",
+            name,
+            cfg.MODEL.LT.LOSS.NAME,
+            dict(cfg.MODEL.LT.LOSS.PARAMS),
+        )
+        cfg.MODEL.LT.LOSS.PARAMS = CfgNode(new_allowed=True)
+
+
+def floats_as_floats(cfg: CfgNode, opts: list[str]) -> list[str]:
+    """`opts` with a whole number written as a float where one of our keys holds a float.
+
+    yacs takes 10 for 10.0 as a wrong type.
+    """
+    result = list(opts)
+    for k in range(0, len(opts), 2):
+        node = cfg
+        for part in opts[k].split("."):
+            node = node.get(part) if isinstance(node, CfgNode) else None
+        ours = ".LT." in opts[k]
+        if ours and isinstance(node, float) and re.fullmatch(r"[+-]?\d+", str(opts[k + 1])):
+            result[k + 1] = f"{opts[k + 1]}.0"
+    return result
+
+
+def prepare_config(
+    cfg: CfgNode, *, training: bool = True, ranks: int | None = None
+) -> ClassCounts | None:
     """Register the data sets of `cfg`, check it, and fill in ``MODEL.LT.CLASS_COUNTS``.
 
     Everything that can be found wrong without building the model is found here, before the
@@ -56,6 +109,7 @@ def prepare_config(cfg: CfgNode, *, training: bool = True) -> ClassCounts | None
     Args:
         cfg: changed in place.
         training: False = the training set may be missing.
+        ranks: processes of the run; None = of the process group.
 
     Returns:
         The class counts of ``DATASETS.TRAIN``; None where they are not to be had, which only
@@ -67,17 +121,57 @@ def prepare_config(cfg: CfgNode, *, training: bool = True) -> ClassCounts | None
     check_device(cfg)
     register_from_config(cfg)
     if training:
-        images_per_pass(cfg)
+        images_per_pass(cfg, ranks)
+        check_loading(cfg)
+    check_best_metric(cfg)
     counts = _class_counts(cfg, required=training)
     if counts is not None:
         check_num_classes(cfg, cfg.DATASETS.TRAIN[0], len(counts.names))
         _fill_class_counts(cfg, counts)
     for name in cfg.DATASETS.TEST:
-        check_num_classes(cfg, name, len(dataset_info(name).class_names))
+        info = dataset_info(name)
+        check_num_classes(cfg, name, len(info.class_names))
+        check_same_classes(name, info.class_names, counts)
+        get_records(name)  # a missing image folder is found now, not after the training
+        lvis_classes()
     if "LongTail" in cfg.MODEL.ROI_HEADS.NAME:
-        loss_from_config(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, has_background=True)
-        federated_from_config(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        loss = loss_from_config(cfg, num_classes=num_classes, has_background=True)
+        classifier_from_config(cfg, loss, in_features=1)
+        federated_from_config(cfg, num_classes=num_classes)
     return counts
+
+
+def check_same_classes(
+    dataset: str, class_names: Sequence[str], counts: ClassCounts | None
+) -> None:
+    """Raise a ConfigError unless a test set has the classes of the training set, in order."""
+    if counts is None or list(counts.names) == list(class_names):
+        return
+    pairs = zip(counts.names, class_names, strict=True)
+    k, (train, test) = next((k, p) for k, p in enumerate(pairs) if p[0] != p[1])
+    raise ConfigError(
+        f"DATASETS.TEST {dataset} and DATASETS.TRAIN {counts.source} have different class lists: "
+        f"class {k} is {test!r} in the first and {train!r} in the second"
+    )
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """Raise a ConfigError for a ``TEST.LT.BEST_METRIC`` that will never be measured."""
+    name = cfg.TEST.LT.BEST_METRIC
+    if not name:
+        return
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    known = [f"{task}/{metric}" for task in tasks for metric in METRICS]
+    if len(cfg.DATASETS.TEST) > 1:  # then Detectron2 puts the name of the set in front
+        known = [f"{dataset}/{metric}" for dataset in cfg.DATASETS.TEST for metric in known]
+    if name not in known:
+        raise ConfigError(unknown_name("metric", name, known, "TEST.LT.BEST_METRIC"))
+    if cfg.TEST.EVAL_PERIOD <= 0:
+        raise ConfigError(
+            f"TEST.LT.BEST_METRIC is {name} but TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}: "
+            "without evaluations on the way the last checkpoint is the only candidate"
+        )
 
 
 def check_device(cfg: CfgNode) -> None:
@@ -86,6 +180,11 @@ def check_device(cfg: CfgNode) -> None:
         raise ConfigError(
             "MODEL.DEVICE is cuda but torch finds no CUDA device; to run on the CPU add "
             "MODEL.DEVICE cpu to the command"
+        )
+    if cfg.MODEL.DEVICE.startswith("cuda") and comm.get_local_rank() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"this machine has {torch.cuda.device_count()} CUDA devices, fewer than the processes "
+            "that torchrun started on it (--nproc-per-node)"
         )
 
 

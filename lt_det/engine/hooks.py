@@ -13,7 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from lt_det.evaluation.groups import group_means
-from lt_det.losses import GradStats, set_progress
+from lt_det.losses import Accumulators, GradStats, set_progress
 
 logger = logging.getLogger(__name__)
 
@@ -216,17 +216,19 @@ def named_grad_stats(model: torch.nn.Module) -> dict[str, GradStats]:
 
 
 def check_ranks_agree(model: torch.nn.Module) -> None:
-    """Raise a RuntimeError unless all ranks hold the same gradient statistics.
+    """Raise a RuntimeError unless all ranks hold the same sums in every accumulator.
 
     Detectron2 does not broadcast buffers, so equality is the losses' own doing. Call it on every
     rank.
     """
-    sums = [[s.pos.sum().item(), s.neg.sum().item()] for s in named_grad_stats(model).values()]
+    sums = [
+        [total.sum().item() for total in module.sums().values()]
+        for module in model.modules()
+        if isinstance(module, Accumulators)
+    ]
     of_ranks = comm.all_gather(sums)
     if any(other != of_ranks[0] for other in of_ranks):
-        raise RuntimeError(
-            f"the gradient statistics differ between ranks: (positive, negative) sums {of_ranks}"
-        )
+        raise RuntimeError(f"the statistics of the losses differ between ranks: sums {of_ranks}")
 
 
 def set_aside(path: str) -> None:

@@ -12,6 +12,7 @@ from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from lt_det.engine.config import load_config
 from lt_det.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def run(main: Callable, args) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(
         os.environ
     ):
-        join_torchrun()
+        join_torchrun(load_config(args.config_file, args.opts).MODEL.DEVICE)
         try:
             main(args)
         finally:
@@ -63,19 +64,21 @@ def begin(cfg, args) -> None:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="lt_det")
 
 
-def join_torchrun() -> None:
+def join_torchrun(device: str) -> None:
     """Set up the process groups that Detectron2 expects, from torchrun's environment.
 
-    NCCL where there is CUDA, gloo elsewhere.
+    Args:
+        device: ``MODEL.DEVICE``; NCCL for CUDA, gloo for others.
     """
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size == 1:
         return
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    if torch.cuda.is_available():
+    on_cuda = device.startswith("cuda") and local_rank < torch.cuda.device_count()
+    if on_cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if on_cuda else "gloo")
     machine = dist.get_rank() // local_size
     # Every process makes the group of every machine, in the same order, and keeps its own.
     for k in range(world_size // local_size):

@@ -12,6 +12,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch.nn.parallel import DistributedDataParallel
 
+from lt_det.losses import one_update
+
 # Detectron2's writers run every 20 iterations. On an accelerator the losses are read as often:
 # reading them in every iteration would wait for the device each time.
 READ_PERIOD = 20
@@ -26,7 +28,7 @@ class StepTrainer(SimpleTrainer):
             iterator is made at the first step, so that a checkpoint can set its position first.
         optimizer: as in Detectron2.
         accumulation_steps: forward/backward passes per optimiser step; their gradients are
-            averaged.
+            averaged, and the statistics of the losses are updated once.
         amp: mixed precision; float16 with a loss scale on CUDA, bfloat16 elsewhere.
     """
 
@@ -61,13 +63,14 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         totals: dict[str, torch.Tensor] = {}
         data_time = 0.0
-        for k in range(self.accumulation_steps):
-            start = time.perf_counter()
-            batch = next(self._batches)
-            data_time += time.perf_counter() - start
-            with self._no_sync(last=k == self.accumulation_steps - 1):
-                for name, value in self._forward_backward(batch).items():
-                    totals[name] = totals.get(name, 0) + value
+        with one_update(self.model, self.accumulation_steps):
+            for k in range(self.accumulation_steps):
+                start = time.perf_counter()
+                batch = next(self._batches)
+                data_time += time.perf_counter() - start
+                with self._no_sync(last=k == self.accumulation_steps - 1):
+                    for name, value in self._forward_backward(batch).items():
+                        totals[name] = totals.get(name, 0) + value
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self._record(totals, data_time)

@@ -32,7 +32,7 @@ from lt_det.engine.writers import build_writers
 from lt_det.errors import ConfigError
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 from lt_det.evaluation.results import add_run_info, write_record
-from lt_det.losses import reset_grad_stats, scheduled_losses
+from lt_det.losses import reset_run_state, scheduled_losses
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,9 @@ class LongTailTrainer(DefaultTrainer):
             amp=cfg.SOLVER.AMP.ENABLED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = LongTailCheckpointer(
+            model, cfg.OUTPUT_DIR, loss=cfg.MODEL.LT.LOSS.NAME, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._rng_of_ranks: list[dict] = []
@@ -94,7 +96,7 @@ class LongTailTrainer(DefaultTrainer):
         statistics are kept on resume and start from zero otherwise.
         """
         found = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.strict_shapes = found
+        self.checkpointer.strict = found
         super().resume_or_load(resume=found)
         if found:
             logger.info("Resuming after iteration %d", self.iter)
@@ -103,7 +105,7 @@ class LongTailTrainer(DefaultTrainer):
         if resume:
             logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
         set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        if reset_grad_stats(self.model):
+        if reset_run_state(self.model):
             logger.warning(
                 "The gradient statistics in MODEL.WEIGHTS %s belong to another run and start "
                 "from zero. To continue that run use --resume.",
@@ -234,7 +236,9 @@ def evaluate_checkpoint(
         )
     before_writing()
     model = LongTailTrainer.build_model(cfg)
-    checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, strict_shapes=True)
+    checkpointer = LongTailCheckpointer(
+        model, cfg.OUTPUT_DIR, loss=cfg.MODEL.LT.LOSS.NAME, strict=True
+    )
     resume = resume and checkpointer.has_checkpoint()
     weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     checkpointer.load(weights, checkpointables=[])
@@ -242,15 +246,13 @@ def evaluate_checkpoint(
 
 
 def build_evaluator(cfg, dataset_name: str, class_counts: ClassCounts | None):
-    """The evaluator of a test set, with the groups and counts of the training set."""
+    """The evaluator of a test set, with the groups and counts of the training set.
+
+    Both have the same class list, see :func:`lt_det.engine.config.prepare_config`.
+    """
     info = dataset_info(dataset_name)
     counts = None
     if class_counts is not None:
-        if list(class_counts.names) != list(info.class_names):
-            raise ConfigError(
-                f"DATASETS.TEST {dataset_name} and DATASETS.TRAIN {class_counts.source} have "
-                "different class lists"
-            )
         counts = {
             "images": class_counts.images.tolist(),
             "instances": class_counts.instances.tolist(),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pycocotools.mask as mask_utils
 
-from lt_det.errors import DataError
+from lt_det.errors import DataError, PackageError
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, to_rle
 from lt_det.evaluation.lvis_predictions import limit_per_image
@@ -36,14 +36,14 @@ def lvis_classes() -> tuple[type, type, type]:
     ``LVISEval.accumulate`` of 0.5.3 needs the removed ``np.float``, which the subclass avoids.
 
     Raises:
-        ImportError: the LVIS API is not installed.
+        PackageError: the LVIS API is not installed.
     """
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
         from lvis import LVIS, LVISEval, LVISResults
     except ImportError as e:
-        raise ImportError(
+        raise PackageError(
             f"the LVIS API cannot be imported ({e}); tools/install_detectron2.py installs it"
         ) from e
     finally:

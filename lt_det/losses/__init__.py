@@ -10,7 +10,8 @@
 
 from lt_det.losses.base import LongTailLoss
 from lt_det.losses.build import LOSS_REGISTRY, build_loss
-from lt_det.losses.grad_stats import GradStats, reset_grad_stats
+from lt_det.losses.grad_stats import Accumulators, GradStats, one_update
+from lt_det.losses.run_state import reset_run_state
 from lt_det.losses.schedule import ScheduledLoss, scheduled_losses, set_progress
 
 # Registration: one line for each file with losses.
@@ -32,11 +33,13 @@ from lt_det.losses import seesaw  # noqa: F401 isort: skip
 
 __all__ = [
     "LOSS_REGISTRY",
+    "Accumulators",
     "GradStats",
     "LongTailLoss",
     "ScheduledLoss",
     "build_loss",
-    "reset_grad_stats",
+    "one_update",
+    "reset_run_state",
     "scheduled_losses",
     "set_progress",
 ]

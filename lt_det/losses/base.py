@@ -50,7 +50,7 @@ class LongTailLoss(nn.Module):
         class_counts: (C,) training examples of each class, or None.
 
     Raises:
-        ValueError: C < 1, or not C counts, or a count that is negative.
+        ValueError: C < 1, or not C counts, or a count that is negative or NaN.
     """
 
     classifier = "linear"
@@ -271,14 +271,14 @@ def widen(x: Tensor) -> Tensor:
 
 
 def check_class_counts(class_counts: Tensor, num_classes: int) -> None:
-    """Raise a ValueError unless there are `num_classes` counts, none negative."""
+    """Raise a ValueError unless there are `num_classes` counts, none negative or NaN."""
     if tuple(class_counts.shape) != (num_classes,):
         raise ValueError(
             f"class_counts has shape {tuple(class_counts.shape)} but the loss has "
             f"{num_classes} classes. Counts and classes must come from the same data set: see "
             "DATASETS.TRAIN, MODEL.LT.CLASS_COUNTS and MODEL.ROI_HEADS.NUM_CLASSES."
         )
-    if (class_counts < 0).any():
+    if not (class_counts >= 0).all():  # also when one is NaN
         raise ValueError(f"class_counts holds {class_counts.min().item()}; counts are at least 0")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lt_det.losses.base import IGNORED, LossInput
+from lt_det.losses.base import IGNORED, LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
-from lt_det.losses.count_softmax import CountSoftmaxLoss, of_targets
-from lt_det.losses.counts import effective_number_weights
-from lt_det.losses.softmax_kernel import SoftmaxTerms
+from lt_det.losses.count_softmax import CountSoftmaxLoss, mean_rows, of_targets
+from lt_det.losses.counts import effective_number_weights, safe_counts
+from lt_det.losses.softmax_kernel import SoftmaxTerms, shifted_cross_entropy
 
 
 def label_weight_sum(weights: Tensor, targets: Tensor) -> Tensor:
@@ -18,16 +18,56 @@ def label_weight_sum(weights: Tensor, targets: Tensor) -> Tensor:
     return torch.where(total > 0, total, torch.ones_like(total))
 
 
+def weighted_mean_rows(
+    rows: Tensor, targets: Tensor, class_weights: Tensor, normalizer: Tensor | float | None = None
+) -> Tensor:
+    """Sum of row losses times the weight of the label over `normalizer`.
+
+    None = the sum of the label weights of the rows not ignored.
+    """
+    if normalizer is None:
+        normalizer = label_weight_sum(class_weights.to(rows), targets)
+    rows = rows * of_targets(class_weights, targets, rows.dtype)
+    return mean_rows(rows, targets, normalizer)
+
+
+def class_balanced_loss(
+    logits: Tensor,
+    targets: Tensor,
+    class_counts: Tensor,
+    *,
+    beta: float,
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    """Class-balanced softmax cross-entropy.
+
+    ``L = sum_i w_{y_i} (-log softmax(z_i)[y_i]) / normalizer`` with
+    ``w_j = (1 - beta) / (1 - beta^n_j)``, scaled to the sum L (the number of columns). Divided
+    by the sum of the label weights of the rows that are not ignored unless `normalizer` is
+    given, as ``torch.nn.functional.cross_entropy`` with class weights.
+
+    Args:
+        logits: (M, L) z.
+        targets: (M,) int64, -1 = ignored.
+        class_counts: (L,) in any order; a zero counts as one, with a warning in every call.
+        beta: in [0, 1).
+        normalizer: divisor of the sum.
+
+    Returns:
+        Scalar.
+    """
+    weights = effective_number_weights(safe_counts(class_counts), beta)
+    rows = shifted_cross_entropy(widen(logits), targets, SoftmaxTerms())
+    return weighted_mean_rows(rows, targets, weights, normalizer)
+
+
 @LOSS_REGISTRY.register()
 class ClassBalancedCE(CountSoftmaxLoss):
-    """Softmax cross-entropy whose rows weigh what their class does.
+    """Softmax cross-entropy whose rows weigh what their class does; see
+    :func:`class_balanced_loss`.
 
-    ``L = sum_i weight_i w_{y_i} (-log softmax(z_i)[y_i]) / sum_i w_{y_i}`` with
-    ``w_j = (1 - beta) / (1 - beta^n_j)``, scaled to the sum L (the number of columns).
-
-    Divided by the sum of the label weights of the rows that are not ignored, as
-    ``torch.nn.functional.cross_entropy`` with class weights does, unless ``normalizer`` is
-    given. Row weights do not enter the divisor. Scores: softmax.
+    Divided by the sum of the label weights of the rows that are not ignored unless
+    ``normalizer`` is given. Row weights do not enter the divisor. Scores: softmax.
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019.
     Deviations: the TensorFlow original divides by the number of rows (give ``normalizer`` for

@@ -99,17 +99,3 @@ def mean_rows(rows: Tensor, targets: Tensor, normalizer: Tensor | float | None =
 def of_targets(per_class: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
     """(M,) value of each row's class from (L,) values; an ignored row gets that of class 0."""
     return per_class.to(device=targets.device, dtype=dtype)[targets.clamp(min=0)]
-
-
-def check_at_least(minimum: float, **params: float) -> None:
-    """Raise a ValueError that names the parameters which are below `minimum`."""
-    for name, value in params.items():
-        if not value >= minimum:
-            raise ValueError(f"{name}={value} in MODEL.LT.LOSS.PARAMS must be at least {minimum:g}")
-
-
-def check_positive(**params: float) -> None:
-    """Raise a ValueError that names the parameters which are not above zero."""
-    for name, value in params.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} in MODEL.LT.LOSS.PARAMS must be positive")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lt_det.losses.base import LongTailLoss, LossInput
 from lt_det.losses.build import LOSS_REGISTRY
+from lt_det.losses.params import check_positive
 from lt_det.losses.sigmoid_bce import one_vs_all_columns, one_vs_all_scores, weighted_sigmoid_bce
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class EQL(LongTailLoss):
             takes the sum of the counts, which is right where every image has one label. For
             detectors count images (MODEL.LT.COUNT_UNIT: images) and give their number; without
             it a warning says so.
+        **kwargs: see :class:`~lt_det.losses.base.LongTailLoss`.
 
     Raises:
         ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; no class counts; num_images
@@ -61,33 +63,20 @@ class EQL(LongTailLoss):
 
     prior_prob = 0.001
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        has_background: bool = False,
-        class_counts: Tensor | None = None,
-        lambda_: float = 1.77e-3,
-        num_images: float | None = None,
-    ):
-        super().__init__(
-            num_classes=num_classes, has_background=has_background, class_counts=class_counts
-        )
+    def __init__(self, *, lambda_: float = 1.77e-3, num_images: float | None = None, **kwargs):
+        super().__init__(**kwargs)
+        class_counts = kwargs.get("class_counts")
         if class_counts is None:
             raise ValueError("EQL needs class_counts (MODEL.LT.CLASS_COUNTS): images of each class")
-        if lambda_ <= 0 or (num_images is not None and num_images <= 0):
-            raise ValueError(
-                f"lambda_={lambda_}, num_images={num_images} in MODEL.LT.LOSS.PARAMS: both must "
-                "be above 0"
-            )
         if num_images is None:
             num_images = max(1.0, float(class_counts.sum()))
-            if has_background:
+            if self.has_background:
                 logger.warning(
                     "EQL divides the class counts by their sum, %.0f. Images hold several classes: "
                     "give the number of annotated images in MODEL.LT.LOSS.PARAMS.num_images.",
                     num_images,
                 )
+        check_positive(lambda_=lambda_, num_images=num_images)
         self.lambda_, self.num_images = lambda_, num_images
         # Follows from the data set, so it is not part of a checkpoint.
         tail = tail_classes(class_counts, num_images, lambda_)

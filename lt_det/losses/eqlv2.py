@@ -8,6 +8,7 @@ from torch import Tensor
 from lt_det.losses.base import LongTailLoss, LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
 from lt_det.losses.grad_stats import GradStats
+from lt_det.losses.params import check_at_least, check_finite
 from lt_det.losses.sigmoid_bce import (
     one_vs_all_columns,
     one_vs_all_scores,
@@ -67,32 +68,21 @@ class SigmoidEQL(LongTailLoss):
 
     Args:
         gamma, mu, alpha: see :func:`equalization_weights`; released 12, 0.8, 4.
+        **kwargs: see :class:`~lt_det.losses.base.LongTailLoss`.
 
     Raises:
-        ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; negative gamma or alpha.
+        ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; negative gamma or alpha,
+            a mu that is not finite.
     """
 
     prior_prob = 0.001
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        has_background: bool = False,
-        class_counts: Tensor | None = None,
-        gamma: float = 12.0,
-        mu: float = 0.8,
-        alpha: float = 4.0,
-    ):
-        super().__init__(
-            num_classes=num_classes, has_background=has_background, class_counts=class_counts
-        )
-        if gamma < 0 or alpha < 0:
-            raise ValueError(
-                f"gamma={gamma}, alpha={alpha} in MODEL.LT.LOSS.PARAMS: both must be at least 0"
-            )
+    def __init__(self, *, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0, **kwargs):
+        super().__init__(**kwargs)
+        check_at_least(0, gamma=gamma, alpha=alpha)
+        check_finite(mu=mu)
         self.gamma, self.mu, self.alpha = gamma, mu, alpha
-        self.stats = GradStats(num_classes, class_counts)
+        self.stats = GradStats(self.num_classes, kwargs.get("class_counts"))
 
     def terms(self, x: LossInput) -> dict[str, Tensor]:
         """{"loss_cls": scalar}; updates ``stats``."""

@@ -10,6 +10,7 @@ from lt_det.losses.build import LOSS_REGISTRY
 from lt_det.losses.focal import alpha_weights, weighted_sigmoid_focal
 from lt_det.losses.grad_stats import GradStats
 from lt_det.losses.one_pass import Sums, row_blocks, rows_of
+from lt_det.losses.params import check_at_least, check_at_most, check_positive
 from lt_det.losses.sigmoid_bce import one_vs_all_columns, one_vs_all_scores, softplus
 
 
@@ -35,25 +36,12 @@ class _EqualizedFocal(LongTailLoss):
 
     prior_prob = 0.001
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        has_background: bool = False,
-        class_counts: Tensor | None = None,
-        gamma: float = 2.0,
-        scale_factor: float = 8.0,
-    ):
-        super().__init__(
-            num_classes=num_classes, has_background=has_background, class_counts=class_counts
-        )
-        if gamma <= 0 or scale_factor < 0:
-            raise ValueError(
-                f"gamma={gamma}, scale_factor={scale_factor} in MODEL.LT.LOSS.PARAMS: gamma must "
-                "be above 0, scale_factor at least 0"
-            )
+    def __init__(self, *, gamma: float = 2.0, scale_factor: float = 8.0, **kwargs):
+        super().__init__(**kwargs)
+        check_positive(gamma=gamma)
+        check_at_least(0, scale_factor=scale_factor)
         self.gamma, self.scale_factor = gamma, scale_factor
-        self.stats = GradStats(num_classes, class_counts)
+        self.stats = GradStats(self.num_classes, kwargs.get("class_counts"), passes="mean")
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(C,) float64 exponents and weights of the classes, from the steps so far."""
@@ -125,6 +113,7 @@ class EFL(_EqualizedFocal):
     Args:
         gamma, scale_factor: see :func:`focusing_factors`; released 2 and 8 (4 for YOLOX).
         alpha: weight of positives, 1 - alpha of negatives; negative = both weigh 1.
+        **kwargs: see :class:`~lt_det.losses.base.LongTailLoss`.
 
     Raises:
         ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; gamma not above 0,
@@ -133,8 +122,7 @@ class EFL(_EqualizedFocal):
 
     def __init__(self, *, alpha: float = 0.25, **kwargs):
         super().__init__(**kwargs)
-        if alpha > 1:
-            raise ValueError(f"alpha={alpha} in MODEL.LT.LOSS.PARAMS: at most 1")
+        check_at_most(1, alpha=alpha)
         self.alpha = alpha
 
     def terms(self, x: LossInput) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ class SampledClasses(nn.Module):
                 "from DATASETS.TRAIN at the start of a training"
             )
         check_class_counts(class_counts, num_classes)
-        if num_sampled < 1 or power < 0:
+        if not (num_sampled >= 1 and power >= 0):
             raise ValueError(
                 f"num_sampled={num_sampled} must be at least 1 and power={power} at least 0"
             )

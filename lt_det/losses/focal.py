@@ -16,6 +16,7 @@ from lt_det.losses.one_pass import (
     rows_of,
     set_column,
 )
+from lt_det.losses.params import check_at_least, check_at_most
 from lt_det.losses.sigmoid_bce import (
     one_vs_all_columns,
     one_vs_all_scores,
@@ -218,6 +219,7 @@ class FocalLoss(LongTailLoss):
         alpha: weight of positives, 1 - alpha of negatives; negative = both weigh 1. Sigmoid only.
         form: "sigmoid" or "softmax".
         detach: softmax only.
+        **kwargs: see :class:`~lt_det.losses.base.LongTailLoss`.
 
     Raises:
         ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; unknown form, gamma below 0,
@@ -227,26 +229,19 @@ class FocalLoss(LongTailLoss):
     def __init__(
         self,
         *,
-        num_classes: int,
-        has_background: bool = False,
-        class_counts: Tensor | None = None,
         gamma: float = 2.0,
         alpha: float = 0.25,
         form: str = "sigmoid",
         detach: bool = False,
+        **kwargs,
     ):
-        super().__init__(
-            num_classes=num_classes, has_background=has_background, class_counts=class_counts
-        )
+        super().__init__(**kwargs)
         if form not in FORMS:
             raise ValueError(
                 f"form={form!r} in MODEL.LT.LOSS.PARAMS: accepted are {', '.join(FORMS)}"
             )
-        if gamma < 0 or alpha > 1:
-            raise ValueError(
-                f"gamma={gamma}, alpha={alpha} in MODEL.LT.LOSS.PARAMS: gamma must be at least 0, "
-                "alpha at most 1"
-            )
+        check_at_least(0, gamma=gamma)
+        check_at_most(1, alpha=alpha)
         if detach and form == "sigmoid":
             raise ValueError("detach=True in MODEL.LT.LOSS.PARAMS belongs to form='softmax'")
         self.gamma, self.alpha, self.form, self.detach = gamma, alpha, form, detach

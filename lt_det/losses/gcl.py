@@ -9,14 +9,10 @@ from torch import Tensor
 
 from lt_det.losses.base import LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
-from lt_det.losses.count_softmax import (
-    CountSoftmaxLoss,
-    check_at_least,
-    check_positive,
-    mean_rows,
-)
+from lt_det.losses.count_softmax import CountSoftmaxLoss, mean_rows
 from lt_det.losses.counts import log_amplitude, safe_counts
 from lt_det.losses.noise import NoiseSource
+from lt_det.losses.params import check_at_least, check_positive
 from lt_det.losses.softmax_kernel import SoftmaxTerms, shifted_cross_entropy
 
 # Three standard deviations reach the clamp at 1.
@@ -35,6 +31,8 @@ def gcl_loss(
     margin: float,
     noise_multiplier: float,
     focal_gamma: float,
+    angular: bool = False,
+    easy_margin: bool = True,
     normalizer: Tensor | float | None = None,
 ) -> Tensor:
     """GCL loss, mean over the rows that are not ignored unless `normalizer` is given.
@@ -44,6 +42,12 @@ def gcl_loss(
     gradient in the first factor, and the amplitude
     ``d_j = (ln n_max - ln n_j) / (ln n_max - ln n_min)``.
 
+    The angular form widens the angle instead of lowering the cosine: ``z_ij = scale phi_ij``,
+    ``phi = cos(theta_ij + a_ij)`` with
+    ``a_ij = (pi/2) noise_multiplier |clip(e_ij, -1, 1)| d_j + margin [j == y_i]``. With
+    ``easy_margin`` only where ``cos theta > 0``, elsewhere ``phi = cos theta``; without it where
+    ``cos theta > cos(pi - a)``, elsewhere ``phi = cos theta - sin(pi - a)``.
+
     Args:
         cosine: (M, L).
         targets: (M,) int64, -1 = ignored.
@@ -51,9 +55,11 @@ def gcl_loss(
         noise: (M, L) e, drawn from Normal(0, 1/3), neither clipped nor made positive; None =
             none.
         scale: of the cosine.
-        margin: subtracted from the cosine of the target.
+        margin: subtracted from the cosine of the target, or added to its angle.
         noise_multiplier: factor of the noise.
         focal_gamma: exponent of the focal factor; 0 = none.
+        angular: the angular form.
+        easy_margin: of the angular form.
         normalizer: divisor of the sum.
 
     Returns:
@@ -61,66 +67,41 @@ def gcl_loss(
     """
     cosine = widen(cosine)
     amplitude = log_amplitude(safe_counts(class_counts))
-    terms = _cloud(cosine, targets, amplitude, noise, scale, margin, noise_multiplier, focal_gamma)
-    return mean_rows(shifted_cross_entropy(cosine, targets, terms), targets, normalizer)
-
-
-def gcl_angular_loss(
-    cosine: Tensor,
-    targets: Tensor,
-    class_counts: Tensor,
-    noise: Tensor | None,
-    *,
-    scale: float,
-    margin: float,
-    noise_multiplier: float,
-    focal_gamma: float,
-    easy_margin: bool = True,
-    normalizer: Tensor | float | None = None,
-) -> Tensor:
-    """The angular form: the cloud widens the angle instead of lowering the cosine.
-
-    ``z_ij = scale phi_ij``, ``phi = cos(theta_ij + a_ij)`` with
-    ``a_ij = (pi/2) noise_multiplier |clip(e_ij, -1, 1)| d_j + margin [j == y_i]``. With
-    ``easy_margin`` only where ``cos theta > 0``, elsewhere ``phi = cos theta``; without it where
-    ``cos theta > cos(pi - a)``, elsewhere ``phi = cos theta - sin(pi - a)``.
-
-    Arguments and the rest as in :func:`gcl_loss`.
-    """
-    cosine = widen(cosine)
-    amplitude = log_amplitude(safe_counts(class_counts))
-    terms = _angular(
+    terms = _terms(
         cosine,
-        targets,
         amplitude,
         noise,
         scale,
         margin,
         noise_multiplier,
         focal_gamma,
+        angular,
         easy_margin,
     )
     return mean_rows(shifted_cross_entropy(cosine, targets, terms), targets, normalizer)
 
 
-def _cloud(cosine, targets, amplitude, noise, scale, margin, noise_multiplier, focal_gamma):
+def _terms(
+    cosine,
+    amplitude,
+    noise,
+    scale,
+    margin,
+    noise_multiplier,
+    focal_gamma,
+    angular,
+    easy_margin,
+):
+    # The angular form widens an angle, the other one lowers the scaled cosine.
+    cloud, shift = (math.pi / 2, margin) if angular else (scale, -scale * margin)
     return SoftmaxTerms(
         column_scale=scale,
         noise=noise,
-        amplitude=(scale * noise_multiplier * amplitude).to(cosine),
-        own_shift=cosine.new_full((len(cosine),), -scale * margin) if margin else None,
+        amplitude=(cloud * noise_multiplier * amplitude).to(cosine),
+        own_shift=cosine.new_full((len(cosine),), shift) if margin else None,
         focal_gamma=focal_gamma,
+        curve=(_widen_easy if easy_margin else _widen) if angular else None,
     )
-
-
-def _angular(
-    cosine, targets, amplitude, noise, scale, margin, noise_multiplier, focal_gamma, easy_margin
-):
-    terms = _cloud(cosine, targets, amplitude, noise, 1.0, -margin, noise_multiplier, focal_gamma)
-    terms.column_scale = scale
-    terms.amplitude = terms.amplitude * (math.pi / 2)
-    terms.curve = _widen_easy if easy_margin else _widen
-    return terms
 
 
 def _widen(cosine: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +131,7 @@ def _cos_of_sum(cosine, angle):
 
 @LOSS_REGISTRY.register()
 class GCL(CountSoftmaxLoss):
-    """Gaussian clouded logits; see :func:`gcl_loss`, or :func:`gcl_angular_loss`.
+    """Gaussian clouded logits; see :func:`gcl_loss`.
 
     Wants the bare cosines of a cosine classifier and scales them itself. In training every call
     draws new noise from the loss's own source (:class:`~lt_det.losses.noise.NoiseSource`), so
@@ -217,20 +198,17 @@ class GCL(CountSoftmaxLoss):
         noise = None
         if self.training and self.noise_multiplier:
             noise = self.noise.normal(x.logits.shape, std=NOISE_STD, device=x.logits.device)
-        arguments = (
+        terms = _terms(
             x.logits,
-            x.targets,
             self.amplitude,
             noise,
             self.scale,
             self.margin,
             self.noise_multiplier,
             self.focal_gamma,
+            self.angular,
+            self.easy_margin,
         )
-        if self.angular:
-            terms = _angular(*arguments, self.easy_margin)
-        else:
-            terms = _cloud(*arguments)
         return {"loss_cls": self.cross_entropy(x, terms)}
 
     def extra_repr(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +32,28 @@ class Accumulators(nn.Module):
     Args:
         sizes: name -> number of entries of each sum.
         class_counts: (C,) training examples per class; only their fingerprint is kept.
+        passes: what the passes of one optimiser step add together under :func:`one_update`.
+            "sum"; "mean" for sums that are divided by the normaliser of their pass, as the
+            gradients of the passes are averaged; "each" = every pass is an update of its own,
+            for a loss that needs the sums of a pass in that pass.
     """
 
-    def __init__(self, sizes: dict[str, int], class_counts: Tensor | None = None):
+    def __init__(
+        self, sizes: dict[str, int], class_counts: Tensor | None = None, *, passes: str = "sum"
+    ):
         super().__init__()
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
         self.register_buffer("counts_id", torch.tensor(counts_fingerprint(class_counts)))
+        self.passes = passes
         self._sizes = dict(sizes)
+        self._held: Tensor | None = None
+
+    def sums(self) -> dict[str, Tensor]:
+        """The sums by name, without the counters."""
+        return {name: self._buffers[name] for name in self._sizes}
 
     @torch.no_grad()
     def add(self, step: Tensor) -> None:
@@ -51,19 +65,38 @@ class Accumulators(nn.Module):
         Args:
             step: this rank's sums, those of all buffers one after the other.
         """
+        if self._held is not None:
+            self._held += step
+            return
         step = sum_over_ranks(step.to(torch.float64))
         finite = torch.isfinite(step).all()
         step = torch.where(finite, step, torch.zeros_like(step))
-        for name, part in zip(self._sizes, step.split(list(self._sizes.values())), strict=True):
-            self._buffers[name].add_(part)
+        parts = step.split(list(self._sizes.values()))
+        for total, part in zip(self.sums().values(), parts, strict=True):
+            total.add_(part)
         self.steps.add_(finite)
         self.skipped.add_(~finite)
 
-    def reset(self) -> None:
-        """Back to the state before the first step."""
+    @contextlib.contextmanager
+    def one_update(self, num_passes: int) -> Iterator[None]:
+        """See :func:`one_update`."""
+        if num_passes == 1 or self.passes == "each":
+            yield
+            return
+        held = self._held = self.steps.new_zeros(sum(self._sizes.values()), dtype=torch.float64)
+        try:
+            yield
+        finally:
+            self._held = None
+        self.add(held / num_passes if self.passes == "mean" else held)
+
+    def reset(self) -> bool:
+        """Back to the state before the first step; whether there had been one."""
+        used = bool(self.steps + self.skipped)
         for name, buffer in self._buffers.items():
             if name != "counts_id":
                 buffer.zero_()
+        return used
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -112,13 +145,21 @@ class GradStats(Accumulators):
         num_classes: C.
         class_counts: (C,) training examples per class; only their fingerprint is kept.
         num_extra: E, columns beyond the classes.
+        passes: see :class:`Accumulators`.
     """
 
-    def __init__(self, num_classes: int, class_counts: Tensor | None = None, num_extra: int = 0):
+    def __init__(
+        self,
+        num_classes: int,
+        class_counts: Tensor | None = None,
+        num_extra: int = 0,
+        *,
+        passes: str = "sum",
+    ):
         sizes = {"pos": num_classes, "neg": num_classes}
         if num_extra:
             sizes |= {"extra_pos": num_extra, "extra_neg": num_extra}
-        super().__init__(sizes, class_counts)
+        super().__init__(sizes, class_counts, passes=passes)
         self.num_extra = num_extra
 
     def ratio(self) -> Tensor:
@@ -159,13 +200,22 @@ def counts_fingerprint(class_counts: Tensor | None) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little") >> 1
 
 
-def reset_grad_stats(model: nn.Module) -> int:
-    """Reset every accumulator of `model` that has seen a step.
+@contextlib.contextmanager
+def one_update(model: nn.Module, num_passes: int) -> Iterator[None]:
+    """The forward passes inside of the ``with`` are one update of every accumulator of `model`.
 
-    Returns:
-        How many were reset.
+    For gradient accumulation: all passes see the sums from before the step, and what they add is
+    reduced over ranks and applied once, at the end, also by a rank that added nothing. So the
+    statistics are those of one large batch; see ``passes`` of :class:`Accumulators`. If the
+    passes raise, what they added is dropped and nothing is sent. Every rank must enter and leave
+    alike. With one pass nothing is held back.
+
+    Args:
+        model: holds the losses.
+        num_passes: passes of the step, the same on every rank.
     """
-    used = [m for m in model.modules() if isinstance(m, Accumulators) and int(m.steps + m.skipped)]
-    for stats in used:
-        stats.reset()
-    return len(used)
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, Accumulators):
+                stack.enter_context(module.one_update(num_passes))
+        yield

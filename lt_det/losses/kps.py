@@ -10,14 +10,9 @@ from torch import Tensor
 
 from lt_det.losses.base import LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
-from lt_det.losses.count_softmax import (
-    CountSoftmaxLoss,
-    check_at_least,
-    check_positive,
-    mean_rows,
-    of_targets,
-)
+from lt_det.losses.count_softmax import CountSoftmaxLoss, mean_rows, of_targets
 from lt_det.losses.counts import safe_counts
+from lt_det.losses.params import check_at_least, check_positive
 from lt_det.losses.schedule import ScheduledLoss, check_progress
 from lt_det.losses.softmax_kernel import SoftmaxTerms, shifted_cross_entropy
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lt_det.losses.base import LossInput
+from lt_det.losses.base import LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
-from lt_det.losses.count_softmax import CountSoftmaxLoss, check_positive, of_targets
-from lt_det.losses.counts import linear_ramp
-from lt_det.losses.softmax_kernel import SoftmaxTerms
+from lt_det.losses.count_softmax import CountSoftmaxLoss, mean_rows, of_targets
+from lt_det.losses.counts import linear_ramp, safe_counts
+from lt_det.losses.params import check_at_least, check_at_most, check_positive
+from lt_det.losses.softmax_kernel import SoftmaxTerms, shifted_cross_entropy
 
 SHAPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "concave": lambda x, power: torch.sin(math.pi / 2 * x),
@@ -36,13 +37,56 @@ def smoothing_of_classes(
     return smooth_tail + (smooth_head - smooth_tail) * share
 
 
+def label_aware_smoothing_loss(
+    logits: Tensor,
+    targets: Tensor,
+    class_counts: Tensor,
+    *,
+    smooth_head: float,
+    smooth_tail: float,
+    shape: str,
+    power: float = 2.0,
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    """Label-aware smoothing, mean over the rows not ignored unless `normalizer` is given.
+
+    ``L_i = (1 - u_{y_i}) (-log p_{i y_i}) + u_{y_i} mean_j(-log p_ij)``, ``p_i = softmax(z_i)``
+    with u of :func:`smoothing_of_classes`.
+
+    Args:
+        logits: (M, L) z.
+        targets: (M,) int64, -1 = ignored.
+        class_counts: (L,) in any order; a zero counts as one, with a warning in every call.
+        smooth_head, smooth_tail: smoothing of the most frequent and of the rarest class.
+        shape: a name of ``SHAPES``.
+        power: exponent of "exp".
+        normalizer: divisor of the sum.
+
+    Returns:
+        Scalar.
+    """
+    logits = widen(logits)
+    smoothing = smoothing_of_classes(
+        safe_counts(class_counts),
+        smooth_head=smooth_head,
+        smooth_tail=smooth_tail,
+        shape=shape,
+        power=power,
+    )
+    rows = shifted_cross_entropy(logits, targets, _terms(logits, targets, smoothing))
+    return mean_rows(rows, targets, normalizer)
+
+
+def _terms(logits, targets, smoothing):
+    return SoftmaxTerms(smoothing=of_targets(smoothing, targets, logits.dtype))
+
+
 @LOSS_REGISTRY.register()
 class LabelAwareSmoothing(CountSoftmaxLoss):
-    """Softmax cross-entropy with a label smoothing that depends on the class.
+    """Softmax cross-entropy with a label smoothing that depends on the class; see
+    :func:`label_aware_smoothing_loss`.
 
-    ``L = (1/normalizer) sum_i weight_i ((1 - u_{y_i}) (-log p_{i y_i}) + u_{y_i} mean_j(-log
-    p_ij))`` with u of :func:`smoothing_of_classes`; the mean runs over all columns, the
-    background's too, that take part in the row.
+    The mean runs over all columns, the background's too, that take part in the row.
 
     Divided by the number of rows that are not ignored unless ``normalizer`` is given. Scores:
     softmax.
@@ -75,9 +119,8 @@ class LabelAwareSmoothing(CountSoftmaxLoss):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (("smooth_head", smooth_head), ("smooth_tail", smooth_tail)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} in MODEL.LT.LOSS.PARAMS must be in [0, 1]")
+        check_at_least(0, smooth_head=smooth_head, smooth_tail=smooth_tail)
+        check_at_most(1, smooth_head=smooth_head, smooth_tail=smooth_tail)
         if shape not in SHAPES:
             raise ValueError(
                 f"shape={shape!r} in MODEL.LT.LOSS.PARAMS; accepted are " + ", ".join(SHAPES)
@@ -91,8 +134,7 @@ class LabelAwareSmoothing(CountSoftmaxLoss):
 
     def terms(self, x: LossInput) -> dict[str, Tensor]:
         """{"loss_cls": scalar}."""
-        terms = SoftmaxTerms(smoothing=of_targets(self.smoothing, x.targets, x.logits.dtype))
-        return {"loss_cls": self.cross_entropy(x, terms)}
+        return {"loss_cls": self.cross_entropy(x, _terms(x.logits, x.targets, self.smoothing))}
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -7,15 +7,10 @@ from torch import Tensor
 
 from lt_det.losses.base import LossInput, widen
 from lt_det.losses.build import LOSS_REGISTRY
-from lt_det.losses.class_balanced import label_weight_sum
-from lt_det.losses.count_softmax import (
-    CountSoftmaxLoss,
-    check_at_least,
-    check_positive,
-    mean_rows,
-    of_targets,
-)
+from lt_det.losses.class_balanced import label_weight_sum, weighted_mean_rows
+from lt_det.losses.count_softmax import CountSoftmaxLoss, mean_rows, of_targets
 from lt_det.losses.counts import effective_number_weights, safe_counts
+from lt_det.losses.params import check_at_least, check_positive
 from lt_det.losses.schedule import ScheduledLoss, check_progress
 from lt_det.losses.softmax_kernel import SoftmaxTerms, shifted_cross_entropy
 
@@ -57,11 +52,9 @@ def ldam_loss(
     cosine = widen(cosine)
     margins = ldam_margins(safe_counts(class_counts), max_margin)
     rows = shifted_cross_entropy(cosine, targets, _terms(cosine, targets, margins, scale))
-    if class_weights is not None:
-        rows = rows * of_targets(class_weights, targets, rows.dtype)
-        if normalizer is None:
-            normalizer = label_weight_sum(class_weights.to(rows), targets)
-    return mean_rows(rows, targets, normalizer)
+    if class_weights is None:
+        return mean_rows(rows, targets, normalizer)
+    return weighted_mean_rows(rows, targets, class_weights, normalizer)
 
 
 def _terms(cosine, targets, margins, scale):

@@ -24,7 +24,7 @@ class NoiseSource(nn.Module):
     The numbers are drawn in float32, the same for every dtype.
 
     Args:
-        seed: at least 0.
+        seed: at least 0. That of a checkpoint wins.
 
     Attributes:
         draws: how often numbers were drawn.
@@ -33,6 +33,7 @@ class NoiseSource(nn.Module):
     def __init__(self, seed: int = 0):
         super().__init__()
         self.seed, self.draws = seed, 0
+        self._own_seed = seed
 
     @torch.compiler.disable  # a compiler cannot trace the making of a generator
     def normal(self, shape: tuple[int, ...], *, std: float, device: torch.device) -> Tensor:
@@ -57,6 +58,12 @@ class NoiseSource(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Inverse of :meth:`get_extra_state`."""
         self.seed, self.draws = (int(v) for v in state)
+
+    def reset(self) -> bool:
+        """Back to the seed it was made with and no draws; whether that is a change."""
+        before = (self.seed, self.draws)
+        self.seed, self.draws = self._own_seed, 0
+        return before != (self.seed, self.draws)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

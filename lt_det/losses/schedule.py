@@ -22,6 +22,12 @@ class ScheduledLoss(nn.Module):
         """Whether the phase that starts at progress `start` has begun; never if it is 1."""
         return False if start >= 1 else self.progress >= start
 
+    def reset(self) -> bool:
+        """Back to progress 0; whether that is a change."""
+        moved = bool(self.progress)
+        self.progress.zero_()
+        return moved
+
 
 def scheduled_losses(model: nn.Module) -> list[ScheduledLoss]:
     """The losses of `model` that follow a schedule."""

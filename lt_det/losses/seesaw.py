@@ -18,6 +18,7 @@ from lt_det.losses.one_pass import (
     one_pass,
     rows_of,
 )
+from lt_det.losses.params import check_at_least, check_at_most, check_positive
 
 
 def seesaw_cross_entropy(
@@ -118,7 +119,8 @@ class Seesaw(LongTailLoss):
     rows.
 
     State: ``counts.samples`` (C,), with background (C+1,), rows of each label so far. The rows
-    of the current step are added before its loss, as in the original. A row counts once
+    of the current step are added before its loss, as in the original; with gradient
+    accumulation those of each pass are, before the loss of that pass. A row counts once
     whatever its weight; ignored rows and rows whose own class is masked do not count.
 
     Source: Wang et al., "Seesaw Loss for Long-Tailed Instance Segmentation", CVPR 2021, and
@@ -132,6 +134,7 @@ class Seesaw(LongTailLoss):
         p: exponent of the mitigation factor; 0 = off.
         q: exponent of the compensation factor; 0 = off.
         eps: floor of the own probability in the compensation factor.
+        **kwargs: see :class:`~lt_det.losses.base.LongTailLoss`.
 
     Raises:
         ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; p or q below 0, eps outside
@@ -142,26 +145,15 @@ class Seesaw(LongTailLoss):
     exact_gradient_with = {"q": 0.0}
     weight_enters_statistics = False
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        has_background: bool = False,
-        class_counts: Tensor | None = None,
-        p: float = 0.8,
-        q: float = 2.0,
-        eps: float = 1e-2,
-    ):
-        super().__init__(
-            num_classes=num_classes, has_background=has_background, class_counts=class_counts
-        )
-        if p < 0 or q < 0 or not 0 < eps <= 1:
-            raise ValueError(
-                f"p={p}, q={q}, eps={eps} in MODEL.LT.LOSS.PARAMS: p and q must be at least 0, "
-                "eps above 0 and at most 1"
-            )
+    def __init__(self, *, p: float = 0.8, q: float = 2.0, eps: float = 1e-2, **kwargs):
+        super().__init__(**kwargs)
+        check_at_least(0, p=p, q=q)
+        check_positive(eps=eps)
+        check_at_most(1, eps=eps)
         self.p, self.q, self.eps = p, q, eps
-        self.counts = Accumulators({"samples": num_classes + int(has_background)}, class_counts)
+        labels = self.num_classes + int(self.has_background)
+        # The loss needs the rows of its own pass, over all ranks: nothing to hold back.
+        self.counts = Accumulators({"samples": labels}, kwargs.get("class_counts"), passes="each")
 
     @property
     def num_logits(self) -> int:

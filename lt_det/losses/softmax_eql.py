@@ -16,6 +16,7 @@ from lt_det.losses.one_pass import (
     one_pass,
     rows_of,
 )
+from lt_det.losses.params import check_at_least, check_positive
 
 FORMS = ("ratio", "share")
 INDICATORS = ("pos", "neg", "ratio", "pos_and_neg")
@@ -157,6 +158,7 @@ class SoftmaxEQL(LongTailLoss):
         indicator: "pos" P, "neg" Q, "ratio" P / (Q + 1e-10), or "pos_and_neg", which as
             released is ratio + Q.
         adjust_background: whether the background takes part in the adjustment.
+        **kwargs: see :class:`~lt_det.losses.base.LongTailLoss`.
 
     Raises:
         ValueError: see :class:`~lt_det.losses.base.LongTailLoss`; unknown form or indicator,
@@ -168,30 +170,29 @@ class SoftmaxEQL(LongTailLoss):
     def __init__(
         self,
         *,
-        num_classes: int,
-        has_background: bool = False,
-        class_counts: Tensor | None = None,
         form: str = "ratio",
         tau: float = 1.0,
         eps: float = 1e-4,
         indicator: str = "pos",
         adjust_background: bool = True,
+        **kwargs,
     ):
-        super().__init__(
-            num_classes=num_classes, has_background=has_background, class_counts=class_counts
-        )
+        super().__init__(**kwargs)
         for key, value, known in (("form", form, FORMS), ("indicator", indicator, INDICATORS)):
             if value not in known:
                 raise ValueError(
                     f"{key}={value!r} in MODEL.LT.LOSS.PARAMS: accepted are {', '.join(known)}"
                 )
-        if tau < 0 or eps <= 0:
-            raise ValueError(
-                f"tau={tau}, eps={eps} in MODEL.LT.LOSS.PARAMS: tau must be at least 0, eps above 0"
-            )
+        check_at_least(0, tau=tau)
+        check_positive(eps=eps)
         self.form, self.tau, self.eps, self.indicator = form, tau, eps, indicator
         self.adjust_background = adjust_background
-        self.stats = GradStats(num_classes, class_counts, num_extra=int(has_background))
+        self.stats = GradStats(
+            self.num_classes,
+            kwargs.get("class_counts"),
+            num_extra=int(self.has_background),
+            passes="mean",
+        )
 
     @property
     def num_logits(self) -> int:

@@ -91,9 +91,9 @@ class _ShiftedCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, row_shift, targets, terms):
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad = torch.empty_like(logits) if wanted else None
-        row_shift = None if row_shift is None else row_shift.detach()
-        ctx.args = (logits.detach(), row_shift, targets, terms)
-        rows, shift_grad = _one_pass(*ctx.args, grad)
+        ctx.save_for_backward(logits, row_shift)
+        ctx.targets, ctx.terms = targets, terms
+        rows, shift_grad = _one_pass(logits, row_shift, targets, terms, grad)
         ctx.grads = None if grad is None else (grad, shift_grad)
         return rows
 
@@ -102,8 +102,9 @@ class _ShiftedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_rows):
         grads, ctx.grads = ctx.grads, None
         if grads is None:  # a second backward through a retained graph
-            grad = torch.empty_like(ctx.args[0])
-            grads = (grad, _one_pass(*ctx.args, grad)[1])
+            logits, row_shift = ctx.saved_tensors
+            grad = torch.empty_like(logits)
+            grads = (grad, _one_pass(logits, row_shift, ctx.targets, ctx.terms, grad)[1])
         grad, shift_grad = grads
         shift_grad = None if shift_grad is None else shift_grad * grad_rows
         # In place: the buffer is ours and is handed out once.

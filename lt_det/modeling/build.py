@@ -7,6 +7,7 @@ from torch import nn
 
 from lt_det.errors import ConfigError
 from lt_det.losses import LongTailLoss, build_loss
+from lt_det.losses.build import loss_parameters
 from lt_det.losses.federated import AnnotatedClasses, SampledClasses
 from lt_det.modeling.classifier import build_classifier
 
@@ -20,13 +21,16 @@ def loss_from_config(cfg, *, num_classes: int, has_background: bool) -> LongTail
         ConfigError: whatever :func:`~lt_det.losses.build_loss` finds wrong.
     """
     node = cfg.MODEL.LT.LOSS
+    params = dict(node.PARAMS)
     try:
+        if "seed" in loss_parameters(node.NAME) and cfg.SEED >= 0:
+            params.setdefault("seed", cfg.SEED)  # runs with other seeds draw other noise
         return build_loss(
             node.NAME,
             num_classes=num_classes,
             has_background=has_background,
             class_counts=list(cfg.MODEL.LT.CLASS_COUNTS) or None,
-            **node.PARAMS,
+            **params,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"MODEL.LT.LOSS: {error}") from error

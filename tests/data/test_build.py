@@ -95,6 +95,14 @@ def test_a_state_of_another_set_starts_a_new_order_with_a_warning(cfg, caplog):
     assert loader.batches == 0 and loader.seed == state["seed"] + 7
 
 
+def test_another_sampler_cannot_continue_the_order(cfg, caplog):
+    state = build_train_loader(cfg).state_dict()
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
+    build_train_loader(cfg).load_state_dict({**state, "batches": 3})
+    assert "RepeatFactorTrainingSampler 0.5" in caplog.text and "starts anew" in caplog.text
+
+
 class Count(Sampler):
     """0, 1, 2, ... modulo a size."""
 

@@ -1,5 +1,7 @@
 """Checkpoints are whole or not there, and say what does not fit."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -74,7 +76,7 @@ def test_another_class_number_is_an_error_when_strict_and_skipped_when_not(tmp_p
         match=r"old.pth.*\n.*cls_score.weight: \(5, 2\) in the file, \(3, 2\) in the model"
         r"(.|\n)*MODEL.ROI_HEADS.NUM_CLASSES",
     ):
-        LongTailCheckpointer(net, strict_shapes=True).load(path)
+        LongTailCheckpointer(net, strict=True).load(path)
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path):
@@ -86,3 +88,28 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="half.pth"):
         checkpointer.load(str(tmp_path / "half.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", pickle.dumps([1, 2])])
+def test_files_that_are_no_checkpoints_are_named(tmp_path, content):
+    path = tmp_path / "other.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="other.pth"):
+        LongTailCheckpointer(model()).load(str(path))
+
+
+def test_a_checkpoint_that_lacks_parameters_is_an_error_when_strict(tmp_path):
+    torch.save({"model": {"cls_score.bias": torch.zeros(3)}}, tmp_path / "part.pth")
+    LongTailCheckpointer(model()).load(str(tmp_path / "part.pth"))
+    with pytest.raises(CheckpointError, match="part.pth lacks 1 .*cls_score.weight"):
+        LongTailCheckpointer(model(), strict=True).load(str(tmp_path / "part.pth"))
+
+
+def test_a_checkpoint_of_another_loss_is_an_error_when_strict(tmp_path):
+    """Softmax and EQL v2 classifiers have the same shapes, and scores that mean nothing else."""
+    LongTailCheckpointer(model(), str(tmp_path), loss="SoftmaxCE").save("ce")
+    path = str(tmp_path / "ce.pth")
+    LongTailCheckpointer(model(), loss="EQLv2").load(path)
+    LongTailCheckpointer(model(), loss="SoftmaxCE", strict=True).load(path)
+    with pytest.raises(CheckpointError, match="loss SoftmaxCE, but MODEL.LT.LOSS.NAME is EQLv2"):
+        LongTailCheckpointer(model(), loss="EQLv2", strict=True).load(path)

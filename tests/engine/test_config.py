@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.modeling import build_model
 
 from lt_det.config import add_lt_config
@@ -13,6 +14,7 @@ from lt_det.engine import load_config, prepare_config
 from lt_det.engine.trainer import evaluate_checkpoint
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError, user_message
 from lt_det.losses.build import loss_parameters
+from lt_det.modeling.build import loss_from_config
 
 ROOT = Path(__file__).parents[2]
 QUICK = "configs/quick/lvis_eqlv2.yaml"
@@ -120,6 +122,17 @@ WRONG = {
         ["SOLVER.IMS_PER_BATCH", "5", "SOLVER.LT.ACCUMULATION_STEPS", "2"],
         "IMS_PER_BATCH 5",
     ),
+    "sampler": (["DATALOADER.SAMPLER_TRAIN", "RepeatSampler"], "SAMPLER_TRAIN.*TrainingSampler"),
+    "bad image": (["DATALOADER.LT.BAD_IMAGE", "ignore"], "BAD_IMAGE is 'ignore'.*error, skip"),
+    "classifier": (["MODEL.LT.CLASSIFIER.NAME", "cosin"], "CLASSIFIER.NAME is 'cosin'.*cosine"),
+    "metric": (
+        ["TEST.LT.BEST_METRIC", "segm/APx", "TEST.EVAL_PERIOD", "5"],
+        "'segm/APx'.*TEST.LT.BEST_METRIC.*segm/APr",
+    ),
+    "metric without evaluation": (
+        ["TEST.LT.BEST_METRIC", "segm/APr"],
+        "BEST_METRIC is segm/APr but TEST.EVAL_PERIOD is 0",
+    ),
     "no train set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
 }
 
@@ -129,6 +142,70 @@ def test_wrong_values_are_named_with_their_key_and_what_is_accepted(tiny_options
     options, message = WRONG[what]
     with pytest.raises(LtDetError, match=f"(?s){message}"):
         prepared(tiny_options, *options)
+
+
+def test_images_of_a_test_set_that_are_not_there_are_found_before_the_training(
+    tiny_options, tiny_set, tmp_path
+):
+    json_file = tiny_set / "annotations" / "val.json"
+    entries = tiny_options[1][:-1] + (
+        f", {{'name': 'elsewhere', 'json': '{json_file}', 'images': '{tmp_path / 'none'}'}}]"
+    )
+    options = ["DATASETS.LT.REGISTER", entries, "DATASETS.TEST", "('elsewhere',)"]
+    with pytest.raises(MissingFileError, match=str(tmp_path / "none")):
+        prepared(tiny_options, *options)
+
+
+def test_class_lists_that_differ_are_found_before_the_training(tiny_options, tiny_set, tmp_path):
+    data = json.loads((tiny_set / "annotations" / "val.json").read_text())
+    names = data["categories"][2], data["categories"][5]
+    names[0]["name"], names[1]["name"] = names[1]["name"], names[0]["name"]
+    swapped = tmp_path / "swapped.json"
+    swapped.write_text(json.dumps(data))
+    entries = tiny_options[1][:-1] + (
+        f", {{'name': 'swapped', 'json': '{swapped}', 'images': '{tiny_set}'}}]"
+    )
+    options = ["DATASETS.LT.REGISTER", entries, "DATASETS.TEST", "('swapped',)"]
+    with pytest.raises(ConfigError, match="swapped and DATASETS.TRAIN tiny_train.*class 2"):
+        prepared(tiny_options, *options)
+
+
+def test_another_loss_on_the_command_line_leaves_the_parameters_of_the_file_behind():
+    cfg = load_config("configs/lvis_eqlv2.yaml", ["MODEL.LT.LOSS.NAME", "SoftmaxCE"])
+    assert dict(cfg.MODEL.LT.LOSS.PARAMS) == {}
+    options = ["MODEL.LT.LOSS.PARAMS.gamma", "1.5", "MODEL.LT.LOSS.NAME", "FocalLoss"]
+    cfg = load_config("configs/lvis_eqlv2.yaml", options)
+    assert dict(cfg.MODEL.LT.LOSS.PARAMS) == {"gamma": 1.5}
+    same = load_config("configs/lvis_eqlv2.yaml", ["MODEL.LT.LOSS.NAME", "EQLv2"])
+    assert same.MODEL.LT.LOSS.PARAMS.alpha == 4.0
+
+
+def test_a_whole_number_is_taken_where_a_float_is_meant():
+    options = ["MODEL.LT.LOSS.PARAMS.gamma", "10", "MODEL.LT.CLASSIFIER.SCALE", "30"]
+    cfg = load_config("configs/lvis_eqlv2.yaml", options)
+    assert cfg.MODEL.LT.LOSS.PARAMS.gamma == 10.0 and cfg.MODEL.LT.CLASSIFIER.SCALE == 30.0
+
+
+@pytest.mark.parametrize(
+    "text", ["MODEL: {LT: [", "_BASE_: nowhere.yaml", "- a list", "", "MODEL: {LT: {LOSS: 3}}"]
+)
+def test_broken_yaml_is_named(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="broken.yaml"):
+        load_config(str(path))
+
+
+def test_the_noise_of_a_loss_follows_the_seed_of_the_run():
+    cfg = load_config("configs/quick/lvis_softmax.yaml", ["SEED", "7"])
+    cfg.MODEL.LT.CLASS_COUNTS = list(range(1, 31))
+    cfg.MODEL.LT.LOSS.NAME = "GCL"
+    losses = [loss_from_config(cfg, num_classes=30, has_background=True) for _ in range(2)]
+    cfg.SEED = 8
+    losses.append(loss_from_config(cfg, num_classes=30, has_background=True))
+    logits, targets = torch.zeros(40, 31), torch.arange(40) % 31
+    values = [loss(logits, targets)["loss_cls"].item() for loss in losses]
+    assert values[0] == values[1] != values[2]
 
 
 def test_keys_and_files_that_do_not_exist():

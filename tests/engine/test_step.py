@@ -6,6 +6,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from lt_det.engine.step import StepTrainer
+from lt_det.losses import build_loss
 
 
 class Model(nn.Module):
@@ -57,8 +58,9 @@ def samples(count=8):
     ]
 
 
-def train(steps, *, batch_size=4, storage=None, **kwargs):
-    model = Model()
+def train(steps, *, batch_size=4, model=Model, **kwargs):
+    torch.manual_seed(0)
+    model = model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trainer = StepTrainer(model, Loader(samples(), batch_size), optimizer, **kwargs)
     with EventStorage(0) as log:
@@ -74,6 +76,29 @@ def test_accumulated_passes_equal_one_large_batch():
     torch.testing.assert_close(parts.layer.weight, whole.layer.weight, rtol=1e-12, atol=1e-14)
     for key in ("loss_a", "loss_b", "total_loss"):
         assert log_parts.latest()[key][0] == pytest.approx(log_whole.latest()[key][0], rel=1e-6)
+
+
+class EqualizedModel(Model):
+    """The same with an EQL v2 loss on three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4).double()
+        self.loss = build_loss("EQLv2", num_classes=3, has_background=True)
+
+    def forward(self, batch):
+        x = torch.stack([x for x, _ in batch])
+        return self.loss(self.layer(x), torch.stack([y > 0 for _, y in batch]).long() * 2)
+
+
+def test_accumulated_passes_update_the_statistics_once_as_one_large_batch_does():
+    whole, _, _ = train(4, batch_size=4, model=EqualizedModel)
+    parts, _, _ = train(4, batch_size=2, accumulation_steps=2, model=EqualizedModel)
+    assert whole.loss.stats.steps == parts.loss.stats.steps == 4
+    for name in ("pos", "neg"):
+        a, b = getattr(whole.loss.stats, name), getattr(parts.loss.stats, name)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(parts.layer.weight, whole.layer.weight, rtol=1e-12, atol=1e-14)
 
 
 def test_the_total_is_the_sum_of_the_terms():
