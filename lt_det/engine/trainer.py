@@ -92,8 +92,8 @@ class LongTailTrainer(DefaultTrainer):
         """Continue the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
 
         Weights of another class number are taken where they fit when a new training starts from
-        ``MODEL.WEIGHTS`` (Detectron2 lists the rest), and are an error on resume. Gradient
-        statistics are kept on resume and start from zero otherwise.
+        ``MODEL.WEIGHTS`` (Detectron2 lists the rest), and are an error on resume. The state of
+        the loss (statistics, noise, progress) is kept on resume and starts from zero otherwise.
         """
         found = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.strict = found
@@ -107,8 +107,8 @@ class LongTailTrainer(DefaultTrainer):
         set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         if reset_run_state(self.model):
             logger.warning(
-                "The gradient statistics in MODEL.WEIGHTS %s belong to another run and start "
-                "from zero. To continue that run use --resume.",
+                "The state of the loss (statistics, noise, progress) in MODEL.WEIGHTS %s belongs to "
+                "another run: all start from zero. To continue that run use --resume.",
                 self.cfg.MODEL.WEIGHTS,
             )
 

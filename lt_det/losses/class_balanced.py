@@ -63,11 +63,11 @@ def class_balanced_loss(
 
 @LOSS_REGISTRY.register()
 class ClassBalancedCE(CountSoftmaxLoss):
-    """Softmax cross-entropy whose rows weigh what their class does; see
-    :func:`class_balanced_loss`.
+    """Softmax cross-entropy whose rows weigh what their class does.
 
-    Divided by the sum of the label weights of the rows that are not ignored unless
-    ``normalizer`` is given. Row weights do not enter the divisor. Scores: softmax.
+    See :func:`class_balanced_loss`. Divided by the sum of the label weights of the rows that are
+    not ignored unless ``normalizer`` is given. Row weights do not enter the divisor. Scores:
+    softmax.
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019.
     Deviations: the TensorFlow original divides by the number of rows (give ``normalizer`` for

@@ -57,7 +57,8 @@ def label_aware_smoothing_loss(
         logits: (M, L) z.
         targets: (M,) int64, -1 = ignored.
         class_counts: (L,) in any order; a zero counts as one, with a warning in every call.
-        smooth_head, smooth_tail: smoothing of the most frequent and of the rarest class.
+        smooth_head: smoothing of the most frequent class.
+        smooth_tail: smoothing of the rarest class.
         shape: a name of ``SHAPES``.
         power: exponent of "exp".
         normalizer: divisor of the sum.
@@ -83,10 +84,10 @@ def _terms(logits, targets, smoothing):
 
 @LOSS_REGISTRY.register()
 class LabelAwareSmoothing(CountSoftmaxLoss):
-    """Softmax cross-entropy with a label smoothing that depends on the class; see
-    :func:`label_aware_smoothing_loss`.
+    """Softmax cross-entropy with a label smoothing that depends on the class.
 
-    The mean runs over all columns, the background's too, that take part in the row.
+    See :func:`label_aware_smoothing_loss`; the mean runs over all columns, the background's too,
+    that take part in the row.
 
     Divided by the number of rows that are not ignored unless ``normalizer`` is given. Scores:
     softmax.

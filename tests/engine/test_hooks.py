@@ -138,12 +138,17 @@ def test_an_earlier_log_is_kept_aside(tmp_path):
 
 
 def test_ranks_that_differ_are_an_error(monkeypatch):
+    """In any accumulator of any loss: the last sum of the last loss differs."""
     model = model_with_history()
+    model.other = build_loss("Seesaw", num_classes=4)
     check_ranks_agree(model)
-    monkeypatch.setattr(
-        "lt_det.engine.hooks.comm.all_gather", lambda sums: [sums, [[s + 1 for s in sums[0]]]]
-    )
-    with pytest.raises(RuntimeError, match=r"differ between ranks.*\[\[6.0, 10.0\]\]"):
+
+    def all_gather(sums):
+        assert sums == [[6.0, 10.0], [0.0]]
+        return [sums, [*sums[:-1], [sums[-1][0] + 1]]]
+
+    monkeypatch.setattr("lt_det.engine.hooks.comm.all_gather", all_gather)
+    with pytest.raises(RuntimeError, match=r"differ between ranks.*\[\[6.0, 10.0\], \[1.0\]\]"):
         check_ranks_agree(model)
 
 

@@ -143,7 +143,7 @@ def test_noise_and_schedule_resume_bit_exactly(tmp_path, tiny_options):
     run(resumed, options, *base, "--resume")
     assert differences(final_state(whole), final_state(resumed)) == []
     noise = final_state(whole)["model"]["roi_heads.box_predictor.cls_loss.noise._extra_state"]
-    assert noise.tolist() == [0, 4]
+    assert noise.tolist() == [1, 4]  # seed of the run, draws
 
 
 def test_without_resume_the_statistics_of_a_checkpoint_start_from_zero(
@@ -155,7 +155,7 @@ def test_without_resume_the_statistics_of_a_checkpoint_start_from_zero(
     model = final_state(output)["model"]
     stats = "roi_heads.box_predictor.cls_loss.stats."
     assert model[stats + "steps"] == 1
-    assert "start from zero" in (output / "log.txt").read_text()
+    assert "all start from zero" in (output / "log.txt").read_text()
 
 
 def test_evaluation_of_the_final_checkpoint_repeats_the_result(

@@ -1,10 +1,13 @@
 """Class-balanced cross-entropy: golden vectors, the effective number, identities."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lt_det.losses import build_loss
+from lt_det.losses.class_balanced import class_balanced_loss
 from lt_det.losses.counts import effective_number_weights
 from tests.losses.golden_classification import golden_files
 
@@ -19,15 +22,19 @@ def inputs(classes=4):
 def test_golden(golden):
     counts = golden["class_counts"]
     for k, variant in enumerate(golden.variants):
+        beta = variant["beta"]
         loss = build_loss(
-            "ClassBalancedCE", num_classes=len(counts), class_counts=counts, beta=variant["beta"]
+            "ClassBalancedCE", num_classes=len(counts), class_counts=counts, beta=beta
         )
-        logits = golden.leaf("logits")
-        value = loss(logits, golden["labels"])["loss_cls"]
-        value.backward()
-        golden.check_grad(loss.class_weights.to(logits.dtype), f"v{k}_weights")
-        golden.check_loss(value, f"v{k}_loss")
-        golden.check_grad(logits.grad, f"v{k}_grad_logits")
+        golden.check_grad(loss.class_weights.to(golden["logits"].dtype), f"v{k}_weights")
+        function = partial(class_balanced_loss, class_counts=counts, beta=beta)
+        for call in (function, loss):
+            logits = golden.leaf("logits")
+            value = call(logits, golden["labels"])
+            value = value if call is function else value["loss_cls"]
+            value.backward()
+            golden.check_loss(value, f"v{k}_loss")
+            golden.check_grad(logits.grad, f"v{k}_grad_logits")
 
 
 def test_it_is_torchs_weighted_cross_entropy_also_with_ignored_rows():

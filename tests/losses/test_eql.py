@@ -94,5 +94,5 @@ def test_without_a_number_of_images_detectors_are_warned(caplog):
 
 @pytest.mark.parametrize("params", [{"lambda_": 0.0}, {"num_images": 0}])
 def test_parameters_that_are_not_positive_are_an_error(params):
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="must be positive"):
         build(2, [1, 2], **params)

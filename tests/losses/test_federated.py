@@ -179,6 +179,7 @@ def test_it_leaves_torchs_generator_alone():
         ({"class_counts": torch.ones(3)}, r"\(3,\).*4 classes"),
         ({"num_sampled": 0}, "num_sampled=0"),
         ({"power": -1.0}, "power=-1.0"),
+        ({"power": float("nan")}, "power=nan"),
     ],
 )
 def test_what_cannot_be_sampled_is_an_error(kwargs, message):

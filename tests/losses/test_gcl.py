@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lt_det.losses import build_loss
-from lt_det.losses.gcl import gcl_angular_loss, gcl_loss
+from lt_det.losses.gcl import gcl_loss
 from lt_det.losses.noise import NoiseSource
 from tests.gloo import run_on_ranks
 from tests.losses.golden_classification import golden_files
@@ -82,12 +82,13 @@ def test_golden_mixup_is_two_calls_with_two_draws(golden):
 def test_golden_angular(golden):
     for k, variant in enumerate(golden.variants):
         cosine = golden.leaf("logits")
-        value = gcl_angular_loss(
+        value = gcl_loss(
             cosine,
             golden["labels"],
             golden["class_counts"],
             golden["noise_raw"],
             noise_multiplier=variant["epsilon"],
+            angular=True,
             easy_margin=variant["easy_margin"],
             **golden_arguments(variant),
         )
@@ -96,14 +97,15 @@ def test_golden_angular(golden):
         golden.check_grad(cosine.grad, f"v{k}_grad_logits")
 
 
-@pytest.mark.parametrize("function", [gcl_loss, gcl_angular_loss])
+@pytest.mark.parametrize("angular", [False, True])
 @pytest.mark.parametrize(
     "counts,noise_multiplier", [(COUNTS, 0.0), (torch.full((4,), 20), 0.5)], ids=["none", "equal"]
 )
-def test_without_cloud_and_margin_it_is_scaled_cross_entropy(function, counts, noise_multiplier):
+def test_without_cloud_and_margin_it_is_scaled_cross_entropy(angular, counts, noise_multiplier):
     cosine, targets = inputs()
     noise = torch.randn(12, 4, dtype=torch.float64)
-    value = function(cosine, targets, counts, noise, **plain(noise_multiplier=noise_multiplier))
+    params = plain(noise_multiplier=noise_multiplier, angular=angular)
+    value = gcl_loss(cosine, targets, counts, noise, **params)
     torch.testing.assert_close(value, F.cross_entropy(30 * cosine, targets))
 
 

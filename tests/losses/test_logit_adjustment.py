@@ -1,10 +1,13 @@
 """Balanced softmax and logit adjustment: golden vectors and identities."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lt_det.losses import build_loss
+from lt_det.losses.logit_adjustment import balanced_softmax_loss, logit_adjustment_loss
 from tests.losses.golden_classification import golden_files
 
 COUNTS = torch.tensor([500, 3, 60, 9])
@@ -20,34 +23,49 @@ def build(name, counts=COUNTS, **params):
     return build_loss(name, num_classes=len(counts), class_counts=counts, **params)
 
 
+def module(name, counts, **params):
+    """The module as a function of logits, targets and `normalizer`."""
+    loss = build(name, counts, **params)
+    return lambda *args, **kwargs: loss(*args, **kwargs)["loss_cls"]
+
+
 @golden_files("balanced_softmax")
 def test_golden_balanced_softmax(golden):
-    loss = build("BalancedSoftmax", golden["class_counts"])
+    counts = golden["class_counts"]
     rows = len(golden["labels"])
-    for prefix, normalizer in [("mean", None), ("sum", 1.0)]:
-        logits = golden.leaf("logits")
-        value = loss(logits, golden["labels"], normalizer=normalizer)["loss_cls"]
-        value.backward()
-        golden.check_loss(value, f"{prefix}_loss")
-        golden.check_grad(logits.grad, f"{prefix}_grad_logits")
-    each = [
-        loss(golden["logits"][i : i + 1], golden["labels"][i : i + 1])["loss_cls"]
-        for i in range(rows)
-    ]
-    golden.check_loss(torch.stack(each), "none_loss")
+    for function in (
+        partial(balanced_softmax_loss, class_counts=counts),
+        module("BalancedSoftmax", counts),
+    ):
+        for prefix, normalizer in [("mean", None), ("sum", 1.0)]:
+            logits = golden.leaf("logits")
+            value = function(logits, golden["labels"], normalizer=normalizer)
+            value.backward()
+            golden.check_loss(value, f"{prefix}_loss")
+            golden.check_grad(logits.grad, f"{prefix}_grad_logits")
+        each = [
+            function(golden["logits"][i : i + 1], golden["labels"][i : i + 1]) for i in range(rows)
+        ]
+        golden.check_loss(torch.stack(each), "none_loss")
 
 
 @golden_files("logit_adjustment")
 def test_golden_logit_adjustment(golden):
+    counts = golden["class_counts"]
     for k, variant in enumerate(golden.variants):
-        loss = build("LogitAdjustment", golden["class_counts"], tau=variant["tau"])
-        logits = golden.leaf("logits")
-        value = loss(logits, golden["labels"])["loss_cls"]
-        value.backward()
+        tau = variant["tau"]
+        adjustment = build("LogitAdjustment", counts, tau=tau).adjustment
         # Float64 also in the float32 file.
-        torch.testing.assert_close(loss.adjustment, golden[f"v{k}_adjustment"], rtol=1e-9, atol=0)
-        golden.check_loss(value, f"v{k}_loss")
-        golden.check_grad(logits.grad, f"v{k}_grad_logits")
+        torch.testing.assert_close(adjustment, golden[f"v{k}_adjustment"], rtol=1e-9, atol=0)
+        for function in (
+            partial(logit_adjustment_loss, class_counts=counts, tau=tau),
+            module("LogitAdjustment", counts, tau=tau),
+        ):
+            logits = golden.leaf("logits")
+            value = function(logits, golden["labels"])
+            value.backward()
+            golden.check_loss(value, f"v{k}_loss")
+            golden.check_grad(logits.grad, f"v{k}_grad_logits")
 
 
 def test_tau_one_is_balanced_softmax_and_tau_zero_cross_entropy():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lt_det.losses import build_loss, one_pass
+from tests.losses.loss_cases import needs_new_compiler
 
 LOSSES = [
     ("SigmoidBCE", {}),
@@ -83,6 +84,7 @@ def test_the_gradient_is_the_only_tensor_of_the_size_of_the_logits(name, params,
     assert made - {logits.data_ptr()} == {logits.grad.data_ptr()}
 
 
+@needs_new_compiler
 @each_loss
 def test_it_compiles_into_one_graph(name, params):
     """In evaluation mode, where no state is updated."""

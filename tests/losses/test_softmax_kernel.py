@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from lt_det.losses import build_loss, one_pass
 from lt_det.losses.count_softmax import CountSoftmaxLoss
 from lt_det.losses.softmax_kernel import SoftmaxTerms, shifted_cross_entropy
+from tests.losses.loss_cases import needs_new_compiler
 
 ROWS, COLUMNS = 13, 5
 PARTS = [
@@ -132,6 +133,7 @@ def test_the_only_tensor_of_the_size_of_the_logits_is_the_gradient(monkeypatch):
     assert len(set(sizes) - {logits.untyped_storage().data_ptr()}) == 1
 
 
+@needs_new_compiler
 @pytest.mark.parametrize("name", COMPILED)
 def test_it_compiles_into_one_graph(name):
     loss = build_loss(name, num_classes=5, class_counts=[50, 4, 30, 2, 1])
