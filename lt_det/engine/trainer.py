@@ -107,8 +107,8 @@ class LongTailTrainer(DefaultTrainer):
         set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         if reset_run_state(self.model):
             logger.warning(
-                "The state of the loss (statistics, noise, progress) in MODEL.WEIGHTS %s is another "
-                "run's: all start from zero. To continue that run use --resume.",
+                "The state of the loss (statistics, noise, progress) in MODEL.WEIGHTS %s is that "
+                "of another run: all start from zero. To continue that run use --resume.",
                 self.cfg.MODEL.WEIGHTS,
             )
 
