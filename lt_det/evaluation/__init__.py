@@ -13,7 +13,6 @@ from lt_det.evaluation.results import (
     format_table,
     make_record,
     read_record,
-    record_from_results,
     write_record,
 )
 
@@ -30,7 +29,6 @@ __all__ = [
     "load_predictions",
     "make_record",
     "read_record",
-    "record_from_results",
     "write_record",
 ]
 

@@ -89,43 +89,6 @@ def make_record(
     return record
 
 
-def record_from_results(
-    results: Mapping,
-    *,
-    dataset: str,
-    task: str = "instance",
-    protocol: Mapping | None = None,
-) -> dict:
-    """A record of what an evaluator of Detectron2 returned.
-
-    Args:
-        results: {part: {metric: number}}. A metric "AP-person" is the AP of the class "person"
-            and goes to `per_class`, as Detectron2 names them.
-        dataset: see the module.
-        task: see the module.
-        protocol: see the module.
-
-    Raises:
-        DataError: `results` has another shape.
-    """
-    metrics, columns = {}, {}
-    for part, values in results.items():
-        if not isinstance(values, Mapping):
-            raise DataError(f"results[{part!r}] is a {type(values).__name__}, not metrics by name")
-        metrics[part] = {k: v for k, v in values.items() if "-" not in k}
-        for key, value in values.items():
-            metric, dash, name = key.partition("-")
-            if dash:
-                columns.setdefault(f"{part}/{metric}", {})[name] = value
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    per_class = {"name": names} if names else {}
-    for key, column in columns.items():
-        per_class[key] = [column.get(name) for name in names]
-    return make_record(
-        task=task, dataset=dataset, protocol=protocol or {}, metrics=metrics, per_class=per_class
-    )
-
-
 def add_run_info(
     record: Mapping,
     *,

@@ -21,7 +21,6 @@ from lt_det.evaluation.results import (
     metric,
     per_class_table,
     read_record,
-    record_from_results,
     write_record,
 )
 
@@ -119,15 +118,6 @@ def test_run_info_is_added_to_a_copy_and_has_the_versions():
     # The version of the package lacks the "+cu130" of the module.
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(versions) == {"lt_det", "detectron2", "torch", "numpy", "python"}
-
-
-def test_results_of_detectron2_become_a_record_with_their_classes():
-    results = {"bbox": {"AP": 30.0, "APs": NAN, "AP-cat": 40.0, "AP-traffic-light": 20.0}}
-    own = record_from_results(results, dataset="coco_2017_val", protocol={"rules": "coco"})
-    assert own["metrics"] == {"bbox": {"AP": 30.0, "APs": None}}
-    assert own["per_class"] == {"name": ["cat", "traffic-light"], "bbox/AP": [40.0, 20.0]}
-    with pytest.raises(DataError, match=r"results\['AP'\] is a float"):
-        record_from_results({"AP": 1.0}, dataset="toy")
 
 
 @pytest.mark.parametrize(
