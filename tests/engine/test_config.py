@@ -33,6 +33,7 @@ def test_the_recipes_of_the_readme_are_there():
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_every_recipe_builds_its_model(path):
     cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.LT.CLASS_COUNTS = list(range(1, cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1))
     model = build_model(cfg)
     predictor = model.roi_heads.box_predictor
     predictors = [predictor] if not hasattr(predictor, "__len__") else list(predictor)
