@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils import comm
 
 import lt_det.modeling  # noqa: F401  registers the heads
 from lt_det.config import add_lt_config, open_loss_params
@@ -180,11 +179,6 @@ def check_device(cfg: CfgNode) -> None:
         raise ConfigError(
             "MODEL.DEVICE is cuda but torch finds no CUDA device; to run on the CPU add "
             "MODEL.DEVICE cpu to the command"
-        )
-    if cfg.MODEL.DEVICE.startswith("cuda") and comm.get_local_rank() >= torch.cuda.device_count():
-        raise ConfigError(
-            f"this machine has {torch.cuda.device_count()} CUDA devices, fewer than the processes "
-            "that torchrun started on it (--nproc-per-node)"
         )
 
 

@@ -69,13 +69,23 @@ def join_torchrun(device: str) -> None:
 
     Args:
         device: ``MODEL.DEVICE``; NCCL for CUDA, gloo for others.
+
+    Raises:
+        ConfigError: more processes on this machine than CUDA devices. Said before the processes
+            meet: with different backends they would wait for each other.
     """
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size == 1:
         return
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    on_cuda = device.startswith("cuda") and local_rank < torch.cuda.device_count()
+    on_cuda = device.startswith("cuda")
+    if on_cuda and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun started {local_size} processes on this machine, which has "
+            f"{torch.cuda.device_count()} CUDA devices: lower --nproc-per-node, or set "
+            "MODEL.DEVICE cpu"
+        )
     if on_cuda:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_cuda else "gloo")

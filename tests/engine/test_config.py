@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from lt_det.config import add_lt_config
 from lt_det.engine import load_config, prepare_config
+from lt_det.engine.launch import join_torchrun
 from lt_det.engine.trainer import evaluate_checkpoint
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError, user_message
 from lt_det.losses.build import loss_parameters
@@ -224,6 +225,15 @@ def test_cuda_that_is_not_there(monkeypatch, tiny_options):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="MODEL.DEVICE is cuda.*MODEL.DEVICE cpu"):
         prepared(tiny_options, "MODEL.DEVICE", "cuda")
+
+
+def test_more_processes_than_cuda_devices_are_found_before_the_processes_meet(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="2 processes.*1 CUDA devices.*--nproc-per-node"):
+        join_torchrun("cuda")
+    assert not torch.distributed.is_initialized()
 
 
 def test_an_evaluation_goes_without_the_training_set(tiny_options):
