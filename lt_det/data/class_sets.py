@@ -1,0 +1,161 @@
+"""Which classes each image holds, for all images at once.
+
+Samplers and class counts need nothing else of a data set, so boxes, label maps and image labels
+all come down to this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lt_det.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one-bool equality
+class ClassSets:
+    """The set of classes of each of N images, in compressed rows.
+
+    Image i holds ``classes[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        offsets: (N + 1,) int64, from 0, never falling.
+        classes: (P,) int64 class ids 0..C-1; ascending and each once within an image.
+        num_classes: C.
+    """
+
+    offsets: np.ndarray
+    classes: np.ndarray
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, image: int) -> np.ndarray:
+        """(any,) class ids of one image."""
+        return self.classes[self.offsets[image] : self.offsets[image + 1]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N,) int64, how many classes each image holds."""
+        return np.diff(self.offsets)
+
+    def image_of_pair(self) -> np.ndarray:
+        """(P,) int64, the image that each entry of `classes` belongs to."""
+        return np.repeat(np.arange(len(self)), self.sizes)
+
+    def image_counts(self) -> np.ndarray:
+        """(C,) int64, images that hold each class."""
+        return np.bincount(self.classes, minlength=self.num_classes)
+
+    def largest(self, values: np.ndarray, empty: float) -> np.ndarray:
+        """(N,) the largest of (C,) `values` over the classes of each image; `empty` without."""
+        return self._reduce(np.maximum, values, empty)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """(N,) the sum of (C,) `values` over the classes of each image."""
+        return self._reduce(np.add, values, 0)
+
+    def _reduce(self, ufunc: np.ufunc, values: np.ndarray, empty: float) -> np.ndarray:
+        values = np.asarray(values)
+        if values.shape != (self.num_classes,):
+            raise ValueError(f"{values.shape} values for {self.num_classes} classes")
+        result = np.full(len(self), empty, dtype=values.dtype)
+        filled = self.sizes > 0
+        # Segments between the starts of images that hold something: empty ones have no entry
+        # of their own, and `reduceat` would give them their neighbour's first.
+        if filled.any():
+            result[filled] = ufunc.reduceat(values[self.classes], self.offsets[:-1][filled])
+        return result
+
+    def select(self, images: np.ndarray) -> ClassSets:
+        """The sets of the images of these indices, in this order."""
+        images = np.asarray(images, dtype=np.int64)
+        sizes = self.sizes[images]
+        offsets = _offsets(sizes)
+        # Place of each pair: the start of its image, plus its rank in the image.
+        rank = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
+        classes = self.classes[np.repeat(self.offsets[:-1][images], sizes) + rank]
+        return ClassSets(offsets, classes, self.num_classes)
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+
+
+def class_sets_from_pairs(
+    images: np.ndarray, classes: np.ndarray, num_images: int, num_classes: int
+) -> ClassSets:
+    """Class sets from (image, class) pairs in any order; repeated pairs count once.
+
+    Args:
+        images: (P,) ints 0..num_images-1.
+        classes: (P,) ints 0..num_classes-1.
+        num_images: N; images without a pair hold nothing.
+        num_classes: C.
+
+    Raises:
+        DataError: an image or class id out of range.
+    """
+    images, classes = np.asarray(images, np.int64), np.asarray(classes, np.int64)
+    _check_range("image index", images, num_images)
+    _check_range("class id", classes, num_classes)
+    keys = np.unique(images * max(num_classes, 1) + classes)
+    sizes = np.bincount(keys // max(num_classes, 1), minlength=num_images)
+    return ClassSets(_offsets(sizes), keys % max(num_classes, 1), num_classes)
+
+
+def class_sets_from_labels(labels: Sequence[int] | np.ndarray, num_classes: int) -> ClassSets:
+    """Class sets of images with (N,) one label 0..C-1 each.
+
+    Raises:
+        DataError: a label out of range.
+    """
+    labels = np.asarray(labels, np.int64)
+    _check_range("label", labels, num_classes)
+    return ClassSets(np.arange(len(labels) + 1), labels, num_classes)
+
+
+def class_sets_from_records(records: Sequence[dict], num_classes: int) -> ClassSets:
+    """Class sets from the annotations of Detectron2 dataset dicts. Crowds do not count.
+
+    Raises:
+        DataError: a category id that is not in 0..C-1; the message names the image.
+    """
+    ids = [
+        [ann["category_id"] for ann in record.get("annotations", ()) if not ann.get("iscrowd")]
+        for record in records
+    ]
+    per_image = np.array([len(i) for i in ids], dtype=np.int64)
+    classes = np.fromiter((c for i in ids for c in i), dtype=np.int64, count=per_image.sum())
+    images = np.repeat(np.arange(len(ids)), per_image)
+    wrong = np.flatnonzero((classes < 0) | (classes >= num_classes))
+    if len(wrong):
+        record = records[images[wrong[0]]]
+        raise DataError(
+            f"category id {classes[wrong[0]]} of image {record.get('file_name')} "
+            f"(image id {record.get('image_id')}) is not in 0..{num_classes - 1}"
+        )
+    return class_sets_from_pairs(images, classes, len(records), num_classes)
+
+
+def concatenate(parts: Sequence[ClassSets]) -> ClassSets:
+    """The images of all `parts`, one part after the other.
+
+    Raises:
+        ValueError: no part, or different numbers of classes.
+    """
+    numbers = {part.num_classes for part in parts}
+    if len(numbers) != 1:
+        raise ValueError(f"class sets of {sorted(numbers)} classes cannot be joined")
+    sizes = np.concatenate([part.sizes for part in parts])
+    classes = np.concatenate([part.classes for part in parts])
+    return ClassSets(_offsets(sizes), classes, numbers.pop())
+
+
+def _check_range(what: str, values: np.ndarray, number: int) -> None:
+    wrong = np.flatnonzero((values < 0) | (values >= number))
+    if len(wrong):
+        raise DataError(f"{what} {values[wrong[0]]} (entry {wrong[0]}) is not in 0..{number - 1}")

@@ -1,0 +1,95 @@
+"""List files of image classification: one ``relative/path label`` per line.
+
+The form of ImageNet-LT, Places-LT and the iNaturalist lists of the long-tailed literature.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lt_det.errors import DataError, MissingFileError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The content of a list file.
+
+    Attributes:
+        paths: (N,) image paths as the file has them.
+        labels: (N,) int64, 0..C-1.
+        source: the list file.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def read_image_list(path: str | os.PathLike, *, num_classes: int | None = None) -> ImageList:
+    """Read a list file. Blank lines are left out; the label is what follows the last space.
+
+    Args:
+        path: text file, UTF-8.
+        num_classes: C; None takes any label.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: a line without a label, a label that is not a whole number 0..C-1, a path
+            that comes twice, no line at all; the message names file and line.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise MissingFileError(
+            f"list file {path} does not exist (looked for {os.path.abspath(path)})"
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    line_of: dict[str, int] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            name, label = _parse(line, number, path, num_classes)
+            if name in line_of:
+                raise DataError(f"{path} line {number}: {name} is on line {line_of[name]} already")
+            line_of[name] = number
+            paths.append(name)
+            labels.append(label)
+    if not paths:
+        raise DataError(f"list file {path} names no image")
+    return ImageList(paths, np.array(labels, dtype=np.int64), path)
+
+
+def _parse(line: str, number: int, path: str, num_classes: int | None) -> tuple[str, int]:
+    name, _, text = line.strip().rpartition(" ")
+    name = name.strip()
+    if not name:
+        raise DataError(
+            f"{path} line {number}: expected 'relative/path label', got {line.strip()!r}"
+        )
+    if not text.isdecimal():
+        raise DataError(f"{path} line {number}: label {text!r} is not a whole number from 0")
+    label = int(text)
+    if num_classes is not None and label >= num_classes:
+        raise DataError(
+            f"{path} line {number}: label {label} is not in 0..{num_classes - 1} "
+            f"({num_classes} classes)"
+        )
+    return name, label
+
+
+def write_image_list(
+    path: str | os.PathLike, paths: Sequence[str], labels: Sequence[int] | np.ndarray
+) -> None:
+    """Write a list file in one step, so that a stopped script leaves no half of one."""
+    temporary = f"{os.fspath(path)}.partial"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(f"{p} {int(k)}\n" for p, k in zip(paths, labels, strict=True))
+    os.replace(temporary, path)
