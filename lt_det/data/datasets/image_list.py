@@ -33,7 +33,7 @@ class ImageList:
 
 
 def read_image_list(path: str | os.PathLike, *, num_classes: int | None = None) -> ImageList:
-    """Read a list file. Blank lines are left out; the label is what follows the last space.
+    """Read a list file. Blank lines are left out; the label is what follows the last white space.
 
     Args:
         path: text file, UTF-8.
@@ -68,12 +68,12 @@ def read_image_list(path: str | os.PathLike, *, num_classes: int | None = None) 
 
 
 def _parse(line: str, number: int, path: str, num_classes: int | None) -> tuple[str, int]:
-    name, _, text = line.strip().rpartition(" ")
-    name = name.strip()
-    if not name:
+    parts = line.rsplit(None, 1)
+    if len(parts) != 2:
         raise DataError(
             f"{path} line {number}: expected 'relative/path label', got {line.strip()!r}"
         )
+    name, text = parts[0].strip(), parts[1]
     if not text.isdecimal():
         raise DataError(f"{path} line {number}: label {text!r} is not a whole number from 0")
     label = int(text)
