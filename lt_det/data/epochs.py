@@ -111,9 +111,8 @@ class ClassAwareOrder(EpochOrder):
     def __init__(self, sets: ClassSets, images_per_class: int = 1, length: int | None = None):
         self.num_images, self.images_per_class = len(sets), images_per_class
         self.length = len(sets) if length is None else length
-        pairs = np.argsort(sets.classes, kind="stable")
         # Images class by class; classes without an image have no place in the turn.
-        self.images = sets.image_of_pair()[pairs]
+        self.images = sets.image_of_pair()[_stable_order(sets.classes, sets.num_classes)]
         counts = sets.image_counts()
         self.present = np.flatnonzero(counts)
         self.counts = counts[self.present]
@@ -161,11 +160,16 @@ def class_aware_images(
         (T k,) int64 image indices.
     """
     sequence = np.repeat(classes, images_per_class)
-    by_class = np.argsort(sequence, kind="stable")
+    by_class = _stable_order(sequence, len(sizes))
     rank = np.empty_like(by_class)
     rank[by_class] = _rank_in_run(np.bincount(sequence, minlength=len(sizes)))
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return orders[starts[sequence] + rank]
+
+
+def _stable_order(values: np.ndarray, number: int) -> np.ndarray:
+    """Stable argsort of ints 0..number-1; numpy sorts 16-bit ones by radix, ten times as fast."""
+    return np.argsort(values.astype(np.uint16) if number <= 2**16 else values, kind="stable")
 
 
 def _rank_in_run(lengths: np.ndarray) -> np.ndarray:
