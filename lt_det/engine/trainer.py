@@ -26,7 +26,9 @@ from lt_det.engine.hooks import (
     named_grad_stats,
     set_aside,
 )
+from lt_det.engine.optimizer import scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
+from lt_det.engine.stages import load_backbone, load_first_stage
 from lt_det.engine.step import StepTrainer
 from lt_det.engine.writers import build_writers
 from lt_det.errors import ConfigError
@@ -104,6 +106,11 @@ class LongTailTrainer(DefaultTrainer):
             return
         if resume:
             logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
+        node = self.cfg.MODEL.LT
+        if node.FIRST_STAGE:
+            load_first_stage(self.checkpointer.model, node.FIRST_STAGE, node.START_ANEW)
+        elif node.BACKBONE_WEIGHTS:
+            load_backbone(self.checkpointer.model, node.BACKBONE_WEIGHTS)
         set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         if reset_run_state(self.model):
             logger.warning(
@@ -200,6 +207,13 @@ class LongTailTrainer(DefaultTrainer):
                 config_file=self.config_file,
             )
         return self._last_eval_results
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """Detectron2's; with ``SOLVER.LT.CLASSIFIER_LR_FACTOR`` the classifier's rate differs."""
+        optimizer = super().build_optimizer(cfg, model)
+        scale_learning_rate(optimizer, model, cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR)
+        return optimizer
 
     @classmethod
     def build_train_loader(cls, cfg):
