@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
-LOSS_PARAMS = "MODEL.LT.LOSS.PARAMS"
+# Nodes that take any name, checked later against a constructor, and the key that names whose.
+OPEN_PARAMS = {
+    "MODEL.LT.LOSS.PARAMS": "MODEL.LT.LOSS.NAME",
+    "DATALOADER.LT.SAMPLER.PARAMS": "DATALOADER.LT.SAMPLER.RULE",
+}
 
 
 def add_lt_config(cfg: CN) -> CN:
@@ -66,6 +70,16 @@ def add_lt_config(cfg: CN) -> CN:
     # An image file that is missing, truncated or of another size than its annotation says:
     # "error" stops and names it, "skip" takes the next image of the set and counts.
     cfg.DATALOADER.LT.BAD_IMAGE = "error"
+    # What DATALOADER.SAMPLER_TRAIN "LongTailSampler" does.
+    cfg.DATALOADER.LT.SAMPLER = CN()
+    # How often the images of each class are wanted. Names: lt_det.data.rules.SAMPLING_RULES.
+    cfg.DATALOADER.LT.SAMPLER.RULE = "sqrt"
+    # Parameters of the rule, checked against its constructor, e.g. {threshold: 0.001}.
+    cfg.DATALOADER.LT.SAMPLER.PARAMS = CN(new_allowed=True)
+    # "repeat": an epoch holds each image as often as its factor says. "draw": an epoch is as many
+    # draws with replacement as there are images (one class an image, as in the classification
+    # literature).
+    cfg.DATALOADER.LT.SAMPLER.FORM = "repeat"
 
     cfg.SOLVER.LT = CN()
     # Forward/backward passes per optimiser step. SOLVER.IMS_PER_BATCH stays the number of
@@ -79,13 +93,20 @@ def add_lt_config(cfg: CN) -> CN:
     return cfg
 
 
-def open_loss_params(cfg: CN, opts: list[str]) -> None:
-    """Let command-line `opts` set loss parameters that no YAML has named before.
+def node_at(cfg: CN, key: str):
+    """The node or value of a dotted key."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
-    ``merge_from_list`` refuses keys that do not exist; under ``MODEL.LT.LOSS.PARAMS`` any name
-    is allowed here and checked later against the constructor of the loss.
+
+def open_params(cfg: CN, opts: list[str]) -> None:
+    """Let command-line `opts` set parameters of a loss or sampling rule that no YAML has named.
+
+    ``merge_from_list`` refuses keys that do not exist; under the nodes of ``OPEN_PARAMS`` any
+    name is allowed here and checked later.
     """
-    for key in opts[0::2]:
-        if key.startswith(LOSS_PARAMS + "."):
-            name = key[len(LOSS_PARAMS) + 1 :]
-            cfg.MODEL.LT.LOSS.PARAMS.setdefault(name, None)
+    for node in OPEN_PARAMS:
+        for key in opts[0::2]:
+            if key.startswith(node + "."):
+                node_at(cfg, node).setdefault(key[len(node) + 1 :], None)

@@ -9,66 +9,80 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_test_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from lt_det.data.class_sets import ClassSets, class_sets_from_records
 from lt_det.data.datasets import get_records
+from lt_det.data.epochs import EpochOrder
 from lt_det.data.mappers import LongTailDatasetMapper, image_class_lists
-from lt_det.data.samplers import GroupedBatchSampler, SampleKey, aspect_ratio_groups
+from lt_det.data.rules import SamplingRule, build_rule
+from lt_det.data.samplers import (
+    GroupedBatchSampler,
+    LongTailSampler,
+    SampleKey,
+    aspect_ratio_groups,
+)
 from lt_det.errors import ConfigError, DataError
 from lt_det.registry import unknown_name
 
 logger = logging.getLogger(__name__)
 
 BAD_IMAGE_CHOICES = ("error", "skip")
-SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+# Detectron2's names for the rules `instance` and `sqrt`, and the one for any rule.
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "LongTailSampler")
 
 
 class TrainLoader:
     """Infinite iterable of batches (lists of mapped samples) of this rank.
 
-    What batch number k holds, augmentation included, depends on the seed, the rank and k alone,
-    not on the number of loader workers. The state is the number of batches handed out, so what
-    workers had prefetched when a run died is not lost.
+    What a batch holds, augmentation included, depends on the seed, the rank and the place in
+    the stream alone, not on the number of loader workers. The state is that after the last
+    batch handed out, so what workers had prefetched when a run died is not lost.
 
     Args:
         dataset: maps a :class:`SampleKey` and a seed to a sample, see :class:`SeededDataset`.
-        make_sampler: seed -> stream of image indices of this rank.
+        order: what an epoch consists of.
         batch_size: images per batch on this rank.
         groups: see :class:`GroupedBatchSampler`.
         num_workers: loader processes; 0 loads in this process.
         seed: of the order and of the augmentation, the same on every rank.
-        order: what makes the stream, in words; another one cannot be continued.
+        description: what makes the stream, in words; another one cannot be continued.
     """
 
     def __init__(
         self,
         dataset: SeededDataset,
         *,
-        make_sampler: Callable[[int], Sampler],
+        order: EpochOrder,
         batch_size: int,
         groups: np.ndarray | None,
         num_workers: int,
         seed: int,
-        order: str = "",
+        description: str = "",
     ):
-        self.order = order
         self.dataset = dataset
-        self.make_sampler = make_sampler
+        self.order = order
         self.batch_size = batch_size
         self.groups = groups
         self.num_workers = num_workers
         self.seed = seed
-        self.batches = 0
+        self.description = description
+        self.state = {"epoch": 0, "position": 0, "begun": []}
 
     def __iter__(self) -> Iterator[list[dict]]:
         self.dataset.seed = self.seed
-        sampler = GroupedBatchSampler(
-            self.make_sampler(self.seed), self.batch_size, groups=self.groups, skip=self.batches
+        stream = LongTailSampler(
+            self.order,
+            seed=self.seed,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            start=(self.state["epoch"], self.state["position"]),
         )
+        begun = [SampleKey(*key) for key in self.state["begun"]]
+        sampler = GroupedBatchSampler(stream, self.batch_size, groups=self.groups, begun=begun)
         loader = DataLoader(
             self.dataset,
             batch_sampler=sampler,
@@ -79,12 +93,12 @@ class TrainLoader:
             generator=torch.Generator().manual_seed(self.seed),
         )
         for batch in loader:
-            self.batches += 1
+            self.state = sampler.states.popleft()
             yield batch
 
     def state_dict(self) -> dict:
-        """Where the stream is, and what it was cut from."""
-        return {"seed": self.seed, "batches": self.batches, **self._shape()}
+        """Where this rank's stream is, and what it was cut from."""
+        return {"seed": self.seed, **self.state, **self._shape()}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from there, at the next ``iter()``.
@@ -95,7 +109,8 @@ class TrainLoader:
         """
         stored = {key: state.get(key) for key in self._shape()}
         if stored == self._shape():
-            self.seed, self.batches = state["seed"], state["batches"]
+            self.seed = state["seed"]
+            self.state = {key: state[key] for key in self.state}
             return
         logger.warning(
             "The order of images starts anew: the checkpoint was made with %s, this run has %s.",
@@ -103,19 +118,19 @@ class TrainLoader:
             self._shape(),
         )
         # Another seed than the one whose first epochs were already seen.
-        self.seed = state["seed"] + state["batches"]
+        self.seed = state["seed"] + 1
 
     def _shape(self) -> dict:
         return {
             "num_images": len(self.dataset),
             "batch_size": self.batch_size,
             "world_size": comm.get_world_size(),
-            "order": self.order,
+            "order": self.description,
         }
 
 
 class SeededDataset(Dataset):
-    """Maps records to samples with randomness that depends on the sample's position alone.
+    """Maps records to samples with randomness that depends on the place in the stream alone.
 
     Args:
         records: indexable, of records.
@@ -139,7 +154,7 @@ class SeededDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: SampleKey) -> dict:
-        with seeded_random(self.seed, self.rank, key.position):
+        with seeded_random(self.seed, self.rank, key.epoch, key.position):
             for offset in range(self.max_skips):
                 try:
                     return self.mapper(self.records[(key.index + offset) % len(self)])
@@ -173,8 +188,8 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
     """The training loader of ``DATASETS.TRAIN``.
 
     Reads ``DATALOADER.{SAMPLER_TRAIN, REPEAT_THRESHOLD, FILTER_EMPTY_ANNOTATIONS,
-    ASPECT_RATIO_GROUPING, NUM_WORKERS, LT.BAD_IMAGE}``, ``SOLVER.IMS_PER_BATCH``,
-    ``SOLVER.LT.ACCUMULATION_STEPS`` and ``SEED`` (negative: drawn, the same on every rank).
+    ASPECT_RATIO_GROUPING, NUM_WORKERS, LT}``, ``SOLVER.{IMS_PER_BATCH, MAX_ITER,
+    LT.ACCUMULATION_STEPS}`` and ``SEED`` (negative: drawn, the same on every rank).
 
     Raises:
         ConfigError: unknown sampler, images per batch that cannot be divided, masks in a format
@@ -196,12 +211,12 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
         dataset,
-        make_sampler=index_sampler(cfg, records),
+        order=epoch_order(cfg, class_sets(cfg, records)),
         batch_size=images_per_pass(cfg),
         groups=aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
-        order=describe_order(cfg),
+        description=describe_order(cfg),
     )
 
 
@@ -228,24 +243,53 @@ def training_records(cfg) -> list[dict]:
     return records
 
 
-def describe_order(cfg) -> str:
-    """Sampler and grouping of `cfg` in words."""
+def sampling_rule(cfg) -> tuple[str, dict, str]:
+    """Name of the rule that ``DATALOADER.SAMPLER_TRAIN`` stands for, its parameters and form.
+
+    Raises:
+        ConfigError: unknown sampler.
+    """
     name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return "instance", {}, "repeat"
     if name == "RepeatFactorTrainingSampler":
-        name += f" {cfg.DATALOADER.REPEAT_THRESHOLD:g}"
-    return name + (", grouped by aspect ratio" if cfg.DATALOADER.ASPECT_RATIO_GROUPING else "")
+        # REPEAT_SQRT came with a later Detectron2.
+        exponent = 0.5 if cfg.DATALOADER.get("REPEAT_SQRT", True) else 1.0
+        threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+        if threshold == 0:  # Detectron2's default: every factor is 1
+            return "instance", {}, "repeat"
+        return "power", {"threshold": threshold, "exponent": exponent}, "repeat"
+    if name == "LongTailSampler":
+        node = cfg.DATALOADER.LT.SAMPLER
+        return node.RULE, dict(node.PARAMS), node.FORM
+    raise ConfigError(unknown_name("sampler", name, SAMPLERS, "DATALOADER.SAMPLER_TRAIN"))
+
+
+def build_sampling_rule(cfg) -> tuple[SamplingRule, str]:
+    """The rule of `cfg` and its form.
+
+    Raises:
+        ConfigError: unknown sampler, rule, parameter or form, or a value out of range.
+    """
+    name, params, form = sampling_rule(cfg)
+    rule = build_rule(name, params)
+    rule.check_form(form)
+    return rule, form
+
+
+def describe_order(cfg) -> str:
+    """Rule and grouping of `cfg` in words."""
+    name, params, form = sampling_rule(cfg)
+    words = [name, *(f"{key} {params[key]}" for key in sorted(params)), form]
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        words.append("grouped by aspect ratio")
+    return ", ".join(words)
 
 
 def check_loading(cfg) -> None:
     """Raise a ConfigError for values that only the training loader would find wrong."""
     check_bad_image(cfg.DATALOADER.LT.BAD_IMAGE)
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name not in SAMPLERS:
-        raise ConfigError(_unknown_sampler(name))
-
-
-def _unknown_sampler(name: str) -> str:
-    return unknown_name("sampler", name, SAMPLERS, "DATALOADER.SAMPLER_TRAIN")
+    build_sampling_rule(cfg)
 
 
 def check_bad_image(value: str) -> None:
@@ -256,25 +300,31 @@ def check_bad_image(value: str) -> None:
         )
 
 
-def index_sampler(cfg, records: list[dict]) -> Callable[[int], Sampler]:
-    """From a seed to this rank's stream of image indices, for ``DATALOADER.SAMPLER_TRAIN``."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
-        return lambda seed: TrainingSampler(len(records), seed=seed)
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
+def class_sets(cfg, records: list[dict]) -> ClassSets:
+    """Classes of each image of the training set."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    ids = (a["category_id"] for r in records for a in r.get("annotations", ()))
+    return class_sets_from_records(records, len(names) if names else 1 + max(ids, default=0))
+
+
+def epoch_order(cfg, sets: ClassSets) -> EpochOrder:
+    """What an epoch consists of under ``DATALOADER.SAMPLER_TRAIN``."""
+    rule, form = build_sampling_rule(cfg)
+    total = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    order = rule.order(sets, form=form, total_images=total)
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        expected = order.expected(0)
         logger.info(
-            "Repeat factors: min %.2f, median %.2f, max %.2f; an epoch of %d images becomes %.0f.",
-            factors.min(),
-            factors.median(),
-            factors.max(),
-            len(records),
-            factors.sum(),
+            "Sampling by %s: an image comes %.2f to %.2f times (median %.2f) in the first epoch; "
+            "%d images make an epoch of %.0f.",
+            describe_order(cfg),
+            expected.min(),
+            expected.max(),
+            np.median(expected),
+            len(sets),
+            expected.sum(),
         )
-        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ConfigError(_unknown_sampler(name))
+    return order
 
 
 def images_per_pass(cfg, ranks: int | None = None) -> int:

@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 import lt_det.modeling  # noqa: F401  registers the heads
-from lt_det.config import add_lt_config, open_loss_params
+from lt_det.config import OPEN_PARAMS, add_lt_config, node_at, open_params
 from lt_det.data import (
     ClassCounts,
     dataset_info,
@@ -55,8 +55,8 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     try:
         if config_file:
             cfg.merge_from_file(config_file)
-        forget_params_of_another_loss(cfg, opts)
-        open_loss_params(cfg, opts)
+        forget_params_of_another(cfg, opts)
+        open_params(cfg, opts)
         cfg.merge_from_list(floats_as_floats(cfg, opts))
     # What yacs and PyYAML raise for unknown keys, wrong types, broken files and missing bases.
     except (
@@ -67,18 +67,18 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     return cfg
 
 
-def forget_params_of_another_loss(cfg: CfgNode, opts: list[str]) -> None:
-    """When `opts` name another loss than the file, the file's loss parameters do not apply."""
-    names = dict(zip(opts[0::2], opts[1::2], strict=True))
-    name = names.get("MODEL.LT.LOSS.NAME", cfg.MODEL.LT.LOSS.NAME)
-    if name != cfg.MODEL.LT.LOSS.NAME and cfg.MODEL.LT.LOSS.PARAMS:
-        logger.info(
-            "MODEL.LT.LOSS.NAME %s replaces %s, whose parameters %s are left out",
-            name,
-            cfg.MODEL.LT.LOSS.NAME,
-            dict(cfg.MODEL.LT.LOSS.PARAMS),
-        )
-        cfg.MODEL.LT.LOSS.PARAMS = CfgNode(new_allowed=True)
+def forget_params_of_another(cfg: CfgNode, opts: list[str]) -> None:
+    """When `opts` name another loss or rule than the file, the file's parameters do not apply."""
+    given = dict(zip(opts[0::2], opts[1::2], strict=True))
+    for params_key, name_key in OPEN_PARAMS.items():
+        before, params = node_at(cfg, name_key), node_at(cfg, params_key)
+        after = given.get(name_key, before)
+        if after != before and params:
+            logger.info(
+                "%s %s replaces %s, whose parameters %s are left out",
+                *(name_key, after, before, dict(params)),
+            )
+            params.clear()
 
 
 def floats_as_floats(cfg: CfgNode, opts: list[str]) -> list[str]:

@@ -103,11 +103,10 @@ class StepTrainer(SimpleTrainer):
         self._unread.clear()
 
     def state_dict(self) -> dict:
-        """Optimiser, loss scale and data position; iteration and hooks are the trainer's."""
+        """Optimiser and loss scale. The place in the data is the rank's own, see the trainer."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
-            "data_loader": self.data_loader.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -115,8 +114,6 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        if "data_loader" in state_dict:
-            self.data_loader.load_state_dict(state_dict["data_loader"])
 
     def _forward_backward(self, batch) -> dict[str, torch.Tensor]:
         """Losses, detached, each divided by the number of passes."""

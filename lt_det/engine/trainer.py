@@ -84,7 +84,7 @@ class LongTailTrainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self._rng_of_ranks: list[dict] = []
+        self._state_of_ranks: list[dict] = []
         self._rng_to_restore: dict | None = None
         self.register_hooks(self.build_hooks())
 
@@ -129,22 +129,27 @@ class LongTailTrainer(DefaultTrainer):
         """Bring all that belongs to a checkpoint to rank 0; call it on every rank."""
         self._trainer.flush()  # a run with a loss of NaN stops before it is saved
         check_ranks_agree(self.model)
-        self._rng_of_ranks = comm.gather(get_rng_state())
+        # Ranks differ in the place in the data too: groups of aspect ratio fill unevenly.
+        own = {"rng": get_rng_state(), "data_loader": self._trainer.data_loader.state_dict()}
+        self._state_of_ranks = comm.gather(own)
 
     def state_dict(self) -> dict:
         """All but the model."""
         state = TrainerBase.state_dict(self)
         state["_trainer"] = self._trainer.state_dict()
-        state["rng"] = self._rng_of_ranks
+        state["ranks"] = self._state_of_ranks
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Inverse of :meth:`state_dict`; the random state is set when training starts."""
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        states = state_dict.get("rng", [])
+        states = state_dict.get("ranks", [])
+        if states:  # it says itself whether another number of ranks can go on from there
+            own = states[comm.get_rank() % len(states)]["data_loader"]
+            self._trainer.data_loader.load_state_dict(own)
         if len(states) == comm.get_world_size():
-            self._rng_to_restore = states[comm.get_rank()]
+            self._rng_to_restore = states[comm.get_rank()]["rng"]
         else:
             logger.warning(
                 "The checkpoint holds the random state of %d ranks, this run has %d: it goes "

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from PIL import Image
-from torch.utils.data import Sampler
 
 from lt_det.data import register_from_config
 from lt_det.data.build import (
@@ -16,11 +16,14 @@ from lt_det.data.build import (
     TrainLoader,
     build_test_loader,
     build_train_loader,
+    class_sets,
+    epoch_order,
     images_per_pass,
-    index_sampler,
+    sampling_rule,
     seeded_random,
     training_records,
 )
+from lt_det.data.epochs import EpochOrder
 from lt_det.data.mappers import LongTailDatasetMapper
 from lt_det.engine import load_config
 from lt_det.errors import ConfigError, DataError
@@ -56,7 +59,8 @@ def test_a_loader_continues_where_its_state_says(cfg, workers):
     first = build_train_loader(cfg)
     assert_same_batches(take(first, 4), whole[:4])
     state = first.state_dict()
-    assert state["batches"] == 4  # workers have prefetched more
+    # Four batches of four, though workers have prefetched more.
+    assert state["epoch"] * 24 + state["position"] - len(state["begun"]) == 16
     second = build_train_loader(cfg)
     second.load_state_dict(state)
     assert_same_batches(take(second, 5), whole[4:])
@@ -89,34 +93,34 @@ def test_loading_leaves_the_random_state_alone(cfg):
 
 def test_a_state_of_another_set_starts_a_new_order_with_a_warning(cfg, caplog):
     loader = build_train_loader(cfg)
-    state = {**loader.state_dict(), "batches": 7, "num_images": 5}
+    state = {**loader.state_dict(), "epoch": 2, "num_images": 5}
     loader.load_state_dict(state)
     assert "order of images starts anew" in caplog.text
-    assert loader.batches == 0 and loader.seed == state["seed"] + 7
+    assert loader.state["epoch"] == 0 and loader.seed == state["seed"] + 1
 
 
 def test_another_sampler_cannot_continue_the_order(cfg, caplog):
     state = build_train_loader(cfg).state_dict()
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
-    build_train_loader(cfg).load_state_dict({**state, "batches": 3})
-    assert "RepeatFactorTrainingSampler 0.5" in caplog.text and "starts anew" in caplog.text
+    build_train_loader(cfg).load_state_dict({**state, "epoch": 3})
+    assert "threshold 0.5, repeat" in caplog.text and "starts anew" in caplog.text
 
 
-class Count(Sampler):
-    """0, 1, 2, ... modulo a size."""
+class InTurn(EpochOrder):
+    """0, 1, 2, ..."""
 
     def __init__(self, size):
-        self.size = size
+        self.num_images = size
 
-    def __iter__(self):
-        return itertools.cycle(range(self.size))
+    def draw(self, rng, epoch):
+        return np.arange(self.num_images)
 
 
 def loader_over(records, mapper, **kwargs):
     return TrainLoader(
         SeededDataset(records, mapper, **kwargs),
-        make_sampler=lambda seed: Count(len(records)),
+        order=InTurn(len(records)),
         batch_size=2,
         groups=None,
         num_workers=0,
@@ -170,15 +174,64 @@ def test_repeat_factors_repeat_images_of_rare_classes(cfg):
     records = training_records(cfg)
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
-    drawn = list(itertools.islice(index_sampler(cfg, records)(3), 4000))
-    share = np.bincount(drawn, minlength=len(records)) / 4000
-    present = [{a["category_id"] for a in r["annotations"]} for r in records]
-    images_with = np.array([sum(c in p for p in present) for c in range(9)])
-    factor = np.sqrt(np.maximum(1, 0.5 / (images_with / len(records))))
-    expected = np.array([max(factor[list(p)]) for p in present])
-    expected /= expected.sum()
-    # 4000 draws without replacement within an epoch: well inside 20 %.
-    np.testing.assert_allclose(share, expected, rtol=0.2)
+    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.5)
+    order = epoch_order(cfg, class_sets(cfg, records))
+    assert order.expected(0).max() > 1.5
+    np.testing.assert_array_equal(order.expected(0), theirs.numpy())
+    loader = build_train_loader(cfg)
+    drawn = [image_id for batch in take(loader, 60) for image_id, _, _ in batch]
+    ids = [r["image_id"] for r in records]
+    composition = np.array([drawn.count(k) for k in ids])
+    epochs = 240 / order.expected(0).sum()
+    # Whole epochs but for the last; an image comes floor or ceiling of its factor in each.
+    assert (composition >= np.floor(epochs) * np.floor(order.expected(0))).all()
+    assert (composition <= np.ceil(epochs) * np.ceil(order.expected(0))).all()
+
+
+SAMPLER_NODES = [
+    (["DATALOADER.SAMPLER_TRAIN", "TrainingSampler"], ("instance", {}, "repeat")),
+    (["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"], ("instance", {}, "repeat")),
+    (
+        [
+            *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+            *("DATALOADER.REPEAT_THRESHOLD", "0.01"),
+        ],
+        ("power", {"threshold": 0.01, "exponent": 0.5}, "repeat"),
+    ),
+    (
+        [
+            *("DATALOADER.SAMPLER_TRAIN", "LongTailSampler", "DATALOADER.LT.SAMPLER.RULE", "cben"),
+            *("DATALOADER.LT.SAMPLER.PARAMS.cap", "3", "DATALOADER.LT.SAMPLER.FORM", "draw"),
+        ],
+        ("cben", {"cap": 3}, "draw"),
+    ),
+]
+
+
+@pytest.mark.parametrize("options,expected", SAMPLER_NODES)
+def test_samplers_by_name(options, expected):
+    assert sampling_rule(load_config(QUICK, options)) == expected
+
+
+def test_another_rule_on_the_command_line_leaves_the_files_parameters(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "DATALOADER:\n  SAMPLER_TRAIN: LongTailSampler\n"
+        "  LT: {SAMPLER: {RULE: cben, PARAMS: {a: 0.999}}}\n"
+    )
+    assert sampling_rule(load_config(str(config)))[:2] == ("cben", {"a": 0.999})
+    options = ["DATALOADER.LT.SAMPLER.RULE", "sqrt"]
+    assert sampling_rule(load_config(str(config), options))[:2] == ("sqrt", {})
+
+
+def test_the_first_epoch_is_described(cfg, caplog):
+    cfg.DATALOADER.SAMPLER_TRAIN = "LongTailSampler"
+    cfg.DATALOADER.LT.SAMPLER.RULE = "balanced"
+    cfg.DATALOADER.LT.SAMPLER.PARAMS.cap = 2.0
+    with caplog.at_level("INFO"):
+        order = build_train_loader(cfg).order
+    assert "Sampling by balanced, cap 2.0, repeat" in caplog.text
+    assert f"24 images make an epoch of {order.expected(0).sum():.0f}" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["DATALOADER.SAMPLER_TRAIN"])

@@ -125,6 +125,14 @@ WRONG = {
         "IMS_PER_BATCH 5",
     ),
     "sampler": (["DATALOADER.SAMPLER_TRAIN", "RepeatSampler"], "SAMPLER_TRAIN.*TrainingSampler"),
+    "rule": (
+        ["DATALOADER.SAMPLER_TRAIN", "LongTailSampler", "DATALOADER.LT.SAMPLER.RULE", "cbne"],
+        "'cbne' in DATALOADER.LT.SAMPLER.RULE.*Did you mean 'cben'",
+    ),
+    "form": (
+        ["DATALOADER.SAMPLER_TRAIN", "LongTailSampler", "DATALOADER.LT.SAMPLER.FORM", "drawn"],
+        "SAMPLER.FORM is 'drawn'.*repeat, draw",
+    ),
     "bad image": (["DATALOADER.LT.BAD_IMAGE", "ignore"], "BAD_IMAGE is 'ignore'.*error, skip"),
     "classifier": (["MODEL.LT.CLASSIFIER.NAME", "cosin"], "CLASSIFIER.NAME is 'cosin'.*cosine"),
     "metric": (

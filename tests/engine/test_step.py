@@ -126,12 +126,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_terms():
         trainer.run_step()
 
 
-def test_optimizer_and_data_position_are_in_the_state():
+def test_the_optimizer_is_in_the_state_and_the_loader_has_its_own():
     straight, _, _ = train(5)
     half, _, first = train(3)
     optimizer = torch.optim.SGD(half.parameters(), lr=0.1, momentum=0.9)
     second = StepTrainer(half, Loader(samples(), 4), optimizer)
     second.load_state_dict(first.state_dict())
+    second.data_loader.load_state_dict(first.data_loader.state_dict())
     with EventStorage(3) as log:
         for second.iter in (3, 4):
             log.iter = second.iter
