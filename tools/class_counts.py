@@ -157,10 +157,14 @@ def shade_groups(axes, groups):
         axes.axvspan(left - 0.5, right - 0.5, color=GROUP_COLORS[groups[left]], zorder=0, lw=0)
     sizes = {g: int((groups == g).sum()) for g in GROUP_COLORS}
     return [
-        Patch(facecolor=color, edgecolor="#bbbbbb", label=f"{GROUP_WORDS[g]}: {sizes[g]} classes")
+        Patch(facecolor=color, edgecolor="#bbbbbb", label=f"{GROUP_WORDS[g]}: {_classes(sizes[g])}")
         for g, color in GROUP_COLORS.items()
         if sizes[g]
     ]
+
+
+def _classes(number):
+    return f"{number:,} class{'es' if number != 1 else ''}"
 
 
 def label_classes(axes, report, order):
