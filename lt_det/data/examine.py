@@ -18,7 +18,12 @@ from lt_det.data.class_counts import (
     fingerprint_of,
     get_class_counts,
 )
-from lt_det.data.class_sets import ClassSets, class_sets_from_labels, class_sets_from_records
+from lt_det.data.class_sets import (
+    ClassSets,
+    class_sets_from_labels,
+    class_sets_from_records,
+    instances_of_pairs,
+)
 from lt_det.data.datasets.catalog import find_source, get_records, register_lvis_format
 from lt_det.data.datasets.class_names import read_class_names
 from lt_det.data.datasets.image_list import read_image_list
@@ -50,18 +55,27 @@ class Examined:
         counts: of N images and C classes.
         borders: the last image count of group r and of group c; None if the groups are the
             file's own and not these of any borders.
-        load_class_sets: reads `class_sets`.
+        load_pairs: reads `class_sets` and `amount_of_pair`.
     """
 
     kind: str
     counts: ClassCounts
     borders: tuple[int, int] | None
-    load_class_sets: Callable[[], ClassSets]
+    load_pairs: Callable[[], tuple[ClassSets, np.ndarray]]
 
     @cached_property
+    def _pairs(self) -> tuple[ClassSets, np.ndarray]:
+        return self.load_pairs()
+
+    @property
     def class_sets(self) -> ClassSets:
         """Of the N images. Annotation files are read for it, even if their counts were cached."""
-        return self.load_class_sets()
+        return self._pairs[0]
+
+    @property
+    def amount_of_pair(self) -> np.ndarray:
+        """(P,) int64 instances (pixels of label maps) of each entry of ``class_sets.classes``."""
+        return self._pairs[1]
 
     @property
     def amounts(self) -> dict[str, np.ndarray]:
@@ -193,10 +207,12 @@ def _annotations(name: str, source: str, cache_dir: str, borders: Sequence[int])
     counts = get_class_counts(name, cache_dir=cache_dir, borders=borders)
     counts = replace(counts, source=source)
 
-    def load_class_sets():
-        return class_sets_from_records(get_records(name, need_images=False), len(counts.names))
+    def load_pairs():
+        records = get_records(name, need_images=False)
+        sets = class_sets_from_records(records, len(counts.names))
+        return sets, instances_of_pairs(records, sets)
 
-    return Examined(JSON, counts, None, load_class_sets)
+    return Examined(JSON, counts, None, load_pairs)
 
 
 def _register(path: str, file_format: str | None) -> str:
@@ -236,7 +252,7 @@ def _registered_label_maps(name: str, cache_dir: str) -> Examined:
 
 def _examined_maps(maps: LabelMaps, source: str) -> Examined:
     counts = counts_of_class_sets(maps.class_sets, maps.names, source, pixels=maps.pixels())
-    return Examined(LABEL_MAPS, counts, None, lambda: maps.class_sets)
+    return Examined(LABEL_MAPS, counts, None, lambda: (maps.class_sets, maps.pixels_of_pair))
 
 
 def _image_list(path: str, names: list[str] | None) -> Examined:
@@ -245,7 +261,8 @@ def _image_list(path: str, names: list[str] | None) -> Examined:
         names = [f"class {k}" for k in range(images.labels.max() + 1)]
     sets = class_sets_from_labels(images.labels, len(names))
     counts = counts_of_class_sets(sets, names, path)
-    return Examined(IMAGE_LIST, replace(counts, instances=counts.images), None, lambda: sets)
+    one_each = np.ones(len(images), dtype=np.int64)
+    return Examined(IMAGE_LIST, counts, None, lambda: (sets, one_each))
 
 
 def counts_of_class_sets(

@@ -9,6 +9,7 @@ from lt_det.data.class_sets import (
     class_sets_from_pairs,
     class_sets_from_records,
     concatenate,
+    instances_of_pairs,
 )
 from lt_det.errors import DataError
 
@@ -86,6 +87,17 @@ def test_records_with_crowds_repeats_and_nothing():
     ]
     sets = class_sets_from_records(records, 4)
     assert lists(sets) == [[0, 2], [], [], [3]]
+    assert instances_of_pairs(records, sets).tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_instances_of_pairs_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(0, 9, rng.integers(0, 8)).tolist() for _ in range(40)]
+    records = [{"annotations": [{"category_id": c} for c in image]} for image in drawn]
+    sets = class_sets_from_records(records, 9)
+    expected = [image.count(c) for image in drawn for c in sorted(set(image))]
+    assert instances_of_pairs(records, sets).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -71,6 +71,7 @@ def test_annotations(json_file, as_name):
     assert found.counts.pixels is None
     assert found.counts.num_images == 3 and found.counts.empty_images == 1
     assert lists(found.class_sets) == [[], [0], [1]]  # by image id
+    assert found.amount_of_pair.tolist() == [1, 3]
     assert list(found.amounts) == ["images", "instances"]
 
 
@@ -83,6 +84,7 @@ def test_label_maps(maps, tmp_path):
     assert found.counts.instances is None
     assert found.counts.num_images == 3 and found.counts.empty_images == 1
     assert lists(found.class_sets) == [[0, 2], [2], []]
+    assert found.amount_of_pair.tolist() == [1, 2, 2]
     assert list(found.amounts) == ["images", "pixels"]
     (tmp_path / "names.txt").write_text("sky\nsea\n")
     named = examine(maps, class_file=tmp_path / "names.txt", zero_is_unlabelled=True)
@@ -96,6 +98,7 @@ def test_list_file(list_file, tmp_path):
     assert found.counts.images.tolist() == found.counts.instances.tolist() == [120, 50, 0, 5]
     assert found.counts.num_images == 175 and found.counts.empty_images == 0
     assert found.class_sets.image_counts().tolist() == [120, 50, 0, 5]
+    assert found.amount_of_pair.tolist() == [1] * 175
     assert list(found.amounts) == ["images"]
     (tmp_path / "names.json").write_text(json.dumps(["a", "b", "c", "d", "e"]))
     named = examine(list_file, class_file=tmp_path / "names.json")
