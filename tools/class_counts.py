@@ -118,10 +118,7 @@ def draw(report):
     axes.set_xlim(-0.6, len(order) - 0.4)
     label_classes(axes, report, order)
     factors = [f"{report['imbalance_factor'][u]:,.0f} by {u}" for u in units]
-    # A folder alone is called "training" wherever it is.
-    parts = os.path.normpath(report["source"]).split(os.sep)
-    source = "/".join(parts[-2:] if report["kind"] == LABEL_MAPS else parts[-1:])
-    axes.set_title(f"{source}: imbalance factor {', '.join(factors)}", fontsize=11)
+    axes.set_title(f"{short_source(report)}: imbalance factor {', '.join(factors)}", fontsize=11)
     for each in figure.axes:
         each.spines["top"].set_visible(False)
         each.spines["right"].set_visible(len(figure.axes) > 1)
@@ -129,6 +126,12 @@ def draw(report):
     figure.axes[-1].legend(handles=handles, loc="upper right", fontsize=9, framealpha=1)
     figure.tight_layout()
     return figure
+
+
+def short_source(report):
+    """File name or, since folders are called "training" everywhere, the last two folders."""
+    parts = os.path.normpath(report["source"]).split(os.sep)
+    return "/".join(parts[-2:] if report["kind"] == LABEL_MAPS else parts[-1:])
 
 
 def draw_dots(axes, unit, values):
