@@ -39,7 +39,7 @@ from lt_det.data.class_report import (  # noqa: E402
 )
 from lt_det.data.datasets.lvis_format import FORMATS  # noqa: E402
 from lt_det.data.examine import LABEL_MAPS, examine  # noqa: E402
-from lt_det.errors import LtDetError  # noqa: E402
+from lt_det.errors import ConfigError, LtDetError  # noqa: E402
 from lt_det.evaluation.results import atomic_file  # noqa: E402
 
 # As in plot_class_ap.py.
@@ -76,6 +76,8 @@ def add_input_arguments(parser):
 
 def open_input(args):
     """What the arguments of `add_input_arguments` name."""
+    if args.borders and not 0 < args.borders[0] < args.borders[1]:
+        raise ConfigError(f"--borders must be 0 < R < C, got {args.borders[0]} {args.borders[1]}")
     options = {"borders": args.borders, "own_groups": not args.borders}
     cache_dir = args.cache_dir
     if args.config_file:

@@ -48,6 +48,12 @@ def test_faults_name_file_and_line(tmp_path, text, message):
     assert str(path) in str(error.value) and message in str(error.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG 1\n")
+    with pytest.raises(DataError, match="list file .*a.png is not text in UTF-8"):
+        read_image_list(tmp_path / "a.png")
+
+
 def test_without_a_number_of_classes_any_label_is_taken(tmp_path):
     assert read_image_list(write(tmp_path, "a.jpg 8141\n")).labels.tolist() == [8141]
 

@@ -138,6 +138,7 @@ def test_a_changed_annotation_file_is_noticed(tmp_path, run, caplog):
     [
         (["none.txt"], "error: no file or folder none.txt"),
         (["lt_synthetic_tran"], "Did you mean 'lt_synthetic_train'"),
+        (["lt_synthetic_train", "--borders", "9", "9"], "--borders must be 0 < R < C, got 9 9"),
         (["lt_synthetic_train", "--config-file", "none.yaml"], "error: no configuration file"),
     ],
 )

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from lt_det.data.class_sets import ClassSets, class_sets_from_pairs
+from lt_det.data.datasets.parallel import default_workers
 from lt_det.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def count_values(files: Sequence[str]) -> tuple[ClassSets, np.ndarray]:
         DataError: a file that is not an 8-bit label map; the message names it and its mode.
     """
     # Threads: Pillow lets go of the interpreter while it decodes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(default_workers()) as pool:
         rows = np.stack(list(pool.map(_histogram, files)))
     images, values = np.nonzero(rows)
     sets = class_sets_from_pairs(images, values, len(files), NUM_VALUES)
@@ -195,9 +196,9 @@ def _histogram(path: str) -> np.ndarray:
                 mode = packing if image.mode == "L" else image.mode
                 raise DataError(f"{path} has mode {mode}; {READABLE}")
             return np.array(image.histogram(), dtype=np.int32)
-    except (OSError, SyntaxError, ValueError) as e:
-        if isinstance(e, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as e:  # decoders raise almost anything on damaged files
         raise DataError(f"{path} cannot be read as a label map: {e}") from e
 
 
