@@ -25,6 +25,8 @@ CACHE_VERSION = 2
 # Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
 # as counting it.
 HASHED_BYTES = 2**20
+# Class names in a log line.
+NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one-bool equality: compare `fingerprint`
@@ -159,6 +161,18 @@ def get_class_counts(
         source=" + ".join(names),
         empty_images=sum(s.empty_images for s in sets),
     )
+
+
+def report_absent_classes(counts: ClassCounts) -> None:
+    """Say in one warning which classes are in no image."""
+    absent = np.flatnonzero(counts.images == 0)
+    if len(absent):
+        shown = ", ".join(counts.names[k] for k in absent[:NAMES_SHOWN])
+        more = ", ..." if len(absent) > NAMES_SHOWN else ""
+        logger.warning(
+            f"{len(absent)} of the {len(counts.names)} classes of {counts.source} are in no "
+            f"image: {shown}{more}"
+        )
 
 
 def default_cache_dir() -> str:

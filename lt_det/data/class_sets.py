@@ -162,6 +162,22 @@ def _annotated_pairs(records: Sequence[dict], num_classes: int) -> tuple[np.ndar
     return images, classes
 
 
+def expected_per_class(
+    sets: ClassSets, repeats: np.ndarray, amount_of_pair: np.ndarray | None = None
+) -> np.ndarray:
+    """(C,) float64, images (or instances, pixels) of each class in an epoch, on average.
+
+    Args:
+        sets: of the N images.
+        repeats: (N,) how often each image comes in the epoch.
+        amount_of_pair: (P,) what an image holds of a class; None: one.
+    """
+    weights = repeats[sets.image_of_pair()]
+    if amount_of_pair is not None:
+        weights = weights * amount_of_pair
+    return np.bincount(sets.classes, weights, minlength=sets.num_classes)
+
+
 def concatenate(parts: Sequence[ClassSets]) -> ClassSets:
     """The images of all `parts`, one part after the other.
 

@@ -17,6 +17,7 @@ from lt_det.data.class_counts import (
     default_cache_dir,
     fingerprint_of,
     get_class_counts,
+    report_absent_classes,
 )
 from lt_det.data.class_sets import (
     ClassSets,
@@ -42,8 +43,6 @@ LIST_BORDERS = (19, 100)
 JSON, LABEL_MAPS, IMAGE_LIST = "annotations", "label maps", "image list"
 # What only files in LVIS form have.
 LVIS_KEYS = (b'"neg_category_ids"', b'"not_exhaustive_category_ids"')
-# Names of classes without images that a log line gives.
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +140,7 @@ def examine(
         found = _annotations(name, target, cache_dir, borders or LVIS_BORDERS)
     if not found.counts.images.any():
         raise DataError(f"{target}: none of its {found.counts.num_images} images has a class")
-    _report_missing(found.counts)
+    report_absent_classes(found.counts)
     return _with_groups(found, borders, own_groups)
 
 
@@ -187,17 +186,6 @@ def _with_groups(found: Examined, borders: Sequence[int] | None, own_groups: boo
     if own_groups and counts.groups not in ((), groups):
         return found
     return replace(found, counts=replace(counts, groups=groups), borders=tuple(borders))
-
-
-def _report_missing(counts: ClassCounts) -> None:
-    missing = np.flatnonzero(counts.images == 0)
-    if len(missing):
-        shown = ", ".join(counts.names[k] for k in missing[:NAMES_SHOWN])
-        more = ", ..." if len(missing) > NAMES_SHOWN else ""
-        logger.warning(
-            f"{len(missing)} of the {len(counts.names)} classes of {counts.source} are in no "
-            f"image: {shown}{more}"
-        )
 
 
 # ---- kinds -----------------------------------------------------------------------------------

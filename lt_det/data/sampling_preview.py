@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from lt_det.data.class_sets import ClassSets
+from lt_det.data.class_sets import expected_per_class
 from lt_det.data.examine import Examined
 from lt_det.data.imbalance import gini, group_shares, imbalance_factor
 from lt_det.data.rules import SAMPLING_RULES, build_rule, rule_parameters
@@ -83,22 +81,6 @@ def _value(text: str) -> int | float | str:
         if math.isfinite(value):
             return value
     return text
-
-
-def expected_per_class(
-    sets: ClassSets, repeats: np.ndarray, amount_of_pair: np.ndarray | None = None
-) -> np.ndarray:
-    """(C,) float64, images (or instances, pixels) of each class in an epoch, on average.
-
-    Args:
-        sets: of the N images.
-        repeats: (N,) how often each image comes in the epoch.
-        amount_of_pair: (P,) what an image holds of a class; None: one.
-    """
-    weights = repeats[sets.image_of_pair()]
-    if amount_of_pair is not None:
-        weights = weights * amount_of_pair
-    return np.bincount(sets.classes, weights, minlength=sets.num_classes)
 
 
 def preview_rule(found: Examined, spec: RuleSpec) -> dict:
