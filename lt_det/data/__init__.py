@@ -4,7 +4,12 @@ Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val``
 generated or read until one of them is used.
 """
 
-from lt_det.data.class_counts import ClassCounts, count_classes, get_class_counts
+from lt_det.data.class_counts import (
+    ClassCounts,
+    count_classes,
+    get_class_counts,
+    report_absent_classes,
+)
 from lt_det.data.datasets import (
     DatasetInfo,
     dataset_info,
@@ -28,4 +33,5 @@ __all__ = [
     "register_from_config",
     "register_lvis_format",
     "register_synthetic",
+    "report_absent_classes",
 ]

@@ -14,9 +14,14 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from lt_det.data.class_sets import ClassSets, class_sets_from_records
+from lt_det.data.class_sets import (
+    ClassSets,
+    class_sets_from_records,
+    expected_per_class,
+)
 from lt_det.data.datasets import get_records
 from lt_det.data.epochs import EpochOrder
+from lt_det.data.imbalance import imbalance_factor
 from lt_det.data.mappers import LongTailDatasetMapper, image_class_lists
 from lt_det.data.rules import SamplingRule, build_rule
 from lt_det.data.samplers import (
@@ -313,18 +318,27 @@ def epoch_order(cfg, sets: ClassSets) -> EpochOrder:
     total = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
     order = rule.order(sets, form=form, total_images=total)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        expected = order.expected(0)
-        logger.info(
-            "Sampling by %s: an image comes %.2f to %.2f times (median %.2f) in the first epoch; "
-            "%d images make an epoch of %.0f.",
-            describe_order(cfg),
-            expected.min(),
-            expected.max(),
-            np.median(expected),
-            len(sets),
-            expected.sum(),
-        )
+        _describe_first_epoch(describe_order(cfg), order, sets)
     return order
+
+
+def _describe_first_epoch(description: str, order: EpochOrder, sets: ClassSets) -> None:
+    """Log what a rule does; warn if it leaves the class distribution as it is."""
+    repeats = order.expected(0)
+    before = imbalance_factor(sets.image_counts())
+    after = imbalance_factor(expected_per_class(sets, repeats))
+    logger.info(
+        "Sampling by %s: %d images make an epoch of %.0f, in which one comes %.2f to %.2f times "
+        "(median %.2f); imbalance factor %.1f instead of %.1f.",
+        *(description, len(sets), repeats.sum(), repeats.min(), repeats.max()),
+        *(np.median(repeats), after, before),
+    )
+    if after > 0.9 * before > 1:
+        logger.warning(
+            "Sampling by %s hardly changes how often classes come: the imbalance factor stays at "
+            "%.1f. tools/preview_sampling.py shows what other rules would do.",
+            *(description, after),
+        )
 
 
 def images_per_pass(cfg, ranks: int | None = None) -> int:

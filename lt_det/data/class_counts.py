@@ -21,10 +21,12 @@ from lt_det.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 # Raise it when the rules for what counts change: older caches are then rebuilt.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
 # as counting it.
 HASHED_BYTES = 2**20
+# Class names in a log line.
+NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one-bool equality: compare `fingerprint`
@@ -35,20 +37,24 @@ class ClassCounts:
         names: (C,) class names, by contiguous class id.
         images: (C,) int64, images that hold the class.
         instances: (C,) int64, annotations of the class. Crowds, and what the loader skips,
-            count in neither.
+            count in neither. One per image in list files; None for label maps.
         groups: (C,) 'r', 'c' or 'f'.
         num_images: all images, also those without annotations.
-        fingerprint: hex digest of `names`, `images` and `instances`.
+        fingerprint: hex digest of `names`, `images`, `instances` and `pixels`.
         source: the data sets, joined by " + ".
+        empty_images: images that hold no class.
+        pixels: (C,) int64, pixels of the class; None unless the data are label maps.
     """
 
     names: tuple[str, ...]
     images: np.ndarray
-    instances: np.ndarray
+    instances: np.ndarray | None
     groups: tuple[str, ...]
     num_images: int
     fingerprint: str
     source: str
+    empty_images: int
+    pixels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class _SetCounts:
     instances: np.ndarray
     frequency: tuple[str, ...] | None
     num_images: int
+    empty_images: int
 
 
 def count_classes(records: Sequence[dict], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,9 +102,22 @@ def count_classes(records: Sequence[dict], num_classes: int) -> tuple[np.ndarray
     return images.astype(np.int64), instances.astype(np.int64)
 
 
-def fingerprint_of(names: Sequence[str], images: np.ndarray, instances: np.ndarray) -> str:
-    """SHA-256 hex digest of the class names and counts."""
-    content = [list(names), np.asarray(images).tolist(), np.asarray(instances).tolist()]
+def count_empty(records: Sequence[dict]) -> int:
+    """How many of the dataset dicts have no annotation without `iscrowd`."""
+    return sum(
+        all(ann.get("iscrowd") for ann in record.get("annotations", ())) for record in records
+    )
+
+
+def fingerprint_of(
+    names: Sequence[str],
+    images: np.ndarray,
+    instances: np.ndarray | None,
+    pixels: np.ndarray | None = None,
+) -> str:
+    """SHA-256 hex digest of the class names and (C,) counts."""
+    counts = [images, instances] if pixels is None else [images, instances, pixels]
+    content = [list(names), *(None if n is None else np.asarray(n).tolist() for n in counts)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -139,7 +159,20 @@ def get_class_counts(
         num_images=sum(s.num_images for s in sets),
         fingerprint=fingerprint_of(sets[0].names, images, instances),
         source=" + ".join(names),
+        empty_images=sum(s.empty_images for s in sets),
     )
+
+
+def report_absent_classes(counts: ClassCounts) -> None:
+    """Say in one warning which classes are in no image."""
+    absent = np.flatnonzero(counts.images == 0)
+    if len(absent):
+        shown = ", ".join(counts.names[k] for k in absent[:NAMES_SHOWN])
+        more = ", ..." if len(absent) > NAMES_SHOWN else ""
+        logger.warning(
+            f"{len(absent)} of the {len(counts.names)} classes of {counts.source} are in no "
+            f"image: {shown}{more}"
+        )
 
 
 def default_cache_dir() -> str:
@@ -209,7 +242,9 @@ def _count(name: str) -> _SetCounts:
         f"in {len(records)} images of {name}"
     )
     frequency = None if frequency is None else tuple(frequency)
-    return _SetCounts(tuple(names), images, instances, frequency, len(records))
+    return _SetCounts(
+        tuple(names), images, instances, frequency, len(records), count_empty(records)
+    )
 
 
 # ---- cache -----------------------------------------------------------------------------------
@@ -273,7 +308,8 @@ def _decode(content: dict) -> _SetCounts | None:
         if content["fingerprint"] != _cache_fingerprint(content):
             return None
         frequency = None if frequency is None else tuple(frequency)
-        return _SetCounts(names, images, instances, frequency, content["num_images"])
+        numbers = content["num_images"], content["empty_images"]
+        return _SetCounts(names, images, instances, frequency, *numbers)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
@@ -292,6 +328,7 @@ def _write_cache(path: str, stamp: dict, counts: _SetCounts) -> None:
         "instances": counts.instances.tolist(),
         "frequency": None if counts.frequency is None else list(counts.frequency),
         "num_images": counts.num_images,
+        "empty_images": counts.empty_images,
     }
     content["fingerprint"] = _cache_fingerprint(content)
     # Not `tempfile`, whose files only their owner may read: data folders are shared.

@@ -126,6 +126,25 @@ def class_sets_from_records(records: Sequence[dict], num_classes: int) -> ClassS
     Raises:
         DataError: a category id that is not in 0..C-1; the message names the image.
     """
+    images, classes = _annotated_pairs(records, num_classes)
+    return class_sets_from_pairs(images, classes, len(records), num_classes)
+
+
+def instances_of_pairs(records: Sequence[dict], sets: ClassSets) -> np.ndarray:
+    """(P,) int64, annotations behind each entry of ``sets.classes``.
+
+    Args:
+        records: what `sets` was made from with `class_sets_from_records`.
+        sets: of the N images.
+    """
+    number = max(sets.num_classes, 1)
+    images, classes = _annotated_pairs(records, sets.num_classes)
+    keys = sets.image_of_pair() * number + sets.classes
+    return np.bincount(np.searchsorted(keys, images * number + classes), minlength=len(keys))
+
+
+def _annotated_pairs(records: Sequence[dict], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image index and class id of all annotations but crowds, two (any,) int64 arrays."""
     ids = [
         [ann["category_id"] for ann in record.get("annotations", ()) if not ann.get("iscrowd")]
         for record in records
@@ -140,7 +159,23 @@ def class_sets_from_records(records: Sequence[dict], num_classes: int) -> ClassS
             f"category id {classes[wrong[0]]} of image {record.get('file_name')} "
             f"(image id {record.get('image_id')}) is not in 0..{num_classes - 1}"
         )
-    return class_sets_from_pairs(images, classes, len(records), num_classes)
+    return images, classes
+
+
+def expected_per_class(
+    sets: ClassSets, repeats: np.ndarray, amount_of_pair: np.ndarray | None = None
+) -> np.ndarray:
+    """(C,) float64, images (or instances, pixels) of each class in an epoch, on average.
+
+    Args:
+        sets: of the N images.
+        repeats: (N,) how often each image comes in the epoch.
+        amount_of_pair: (P,) what an image holds of a class; None: one.
+    """
+    weights = repeats[sets.image_of_pair()]
+    if amount_of_pair is not None:
+        weights = weights * amount_of_pair
+    return np.bincount(sets.classes, weights, minlength=sets.num_classes)
 
 
 def concatenate(parts: Sequence[ClassSets]) -> ClassSets:

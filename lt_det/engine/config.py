@@ -19,6 +19,7 @@ from lt_det.data import (
     get_class_counts,
     get_records,
     register_from_config,
+    report_absent_classes,
 )
 from lt_det.data.build import check_loading, images_per_pass
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
@@ -127,6 +128,8 @@ def prepare_config(
     if counts is not None:
         check_num_classes(cfg, cfg.DATASETS.TRAIN[0], len(counts.names))
         _fill_class_counts(cfg, counts)
+        if training:
+            report_absent_classes(counts)
     for name in cfg.DATASETS.TEST:
         info = dataset_info(name)
         check_num_classes(cfg, name, len(info.class_names))

@@ -23,6 +23,7 @@ from lt_det.data.build import (
     seeded_random,
     training_records,
 )
+from lt_det.data.class_sets import class_sets_from_labels
 from lt_det.data.epochs import EpochOrder
 from lt_det.data.mappers import LongTailDatasetMapper
 from lt_det.engine import load_config
@@ -224,14 +225,27 @@ def test_another_rule_on_the_command_line_leaves_the_files_parameters(tmp_path):
     assert sampling_rule(load_config(str(config), options))[:2] == ("sqrt", {})
 
 
-def test_the_first_epoch_is_described(cfg, caplog):
+def first_epoch_log(labels, rule, params, caplog):
+    """What the log says of a rule on images of one class each."""
+    cfg = load_config(QUICK)
     cfg.DATALOADER.SAMPLER_TRAIN = "LongTailSampler"
-    cfg.DATALOADER.LT.SAMPLER.RULE = "balanced"
-    cfg.DATALOADER.LT.SAMPLER.PARAMS.cap = 2.0
+    cfg.DATALOADER.LT.SAMPLER.RULE = rule
+    cfg.DATALOADER.LT.SAMPLER.PARAMS.update(params)
+    caplog.clear()
     with caplog.at_level("INFO"):
-        order = build_train_loader(cfg).order
-    assert "Sampling by balanced, cap 2.0, repeat" in caplog.text
-    assert f"24 images make an epoch of {order.expected(0).sum():.0f}" in caplog.text
+        epoch_order(cfg, class_sets_from_labels(labels, 3))
+    return caplog.text
+
+
+def test_the_log_says_what_a_rule_does_and_whether_it_does_anything(caplog):
+    labels = np.repeat([0, 1], [20, 5])  # class 2 is in no image
+    text = first_epoch_log(labels, "balanced", {"cap": 2.0}, caplog)
+    assert "Sampling by balanced, cap 2.0, repeat" in text and "WARNING" not in text
+    assert "25 images make an epoch of 30, in which one comes 1.00 to 2.00 times" in text
+    assert "imbalance factor 2.0 instead of 4.0" in text
+    text = first_epoch_log(labels, "sqrt", {"threshold": 0.1}, caplog)
+    assert "WARNING" in text and "the imbalance factor stays at 4.0" in text
+    assert "WARNING" not in first_epoch_log(np.repeat([0, 1, 2], 3), "balanced", {}, caplog)
 
 
 @pytest.mark.parametrize("key", ["DATALOADER.SAMPLER_TRAIN"])

@@ -112,6 +112,19 @@ def test_counts_that_are_set_are_kept_and_a_difference_is_reported(tiny_options,
     assert "CLASS_COUNTS" not in caplog.text
 
 
+def test_classes_without_an_image_are_reported_once(tiny_options, tiny_set, tmp_path, caplog):
+    data = json.loads((tiny_set / "annotations" / "train.json").read_text())
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] not in (2, 9)]
+    (tmp_path / "fewer.json").write_text(json.dumps(data))
+    entries = tiny_options[1][:-1] + (
+        f", {{'name': 'fewer', 'json': '{tmp_path / 'fewer.json'}', 'images': '{tiny_set}'}}]"
+    )
+    names = [c["name"] for c in data["categories"] if c["id"] in (2, 9)]
+    prepared(tiny_options, "DATASETS.LT.REGISTER", entries, "DATASETS.TRAIN", "('fewer',)")
+    message = f"2 of the 9 classes of fewer are in no image: {', '.join(names)}"
+    assert caplog.text.count(message) == 1
+
+
 WRONG = {
     "classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES is 80.*tiny_train has 9"),
     "loss": (["MODEL.LT.LOSS.NAME", "EQLv3"], "'EQLv3'.*MODEL.LT.LOSS.NAME.*Did you mean 'EQLv2'"),

@@ -6,7 +6,7 @@ The form of ImageNet-LT, Places-LT and the iNaturalist lists of the long-tailed 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ def read_image_list(path: str | os.PathLike, *, num_classes: int | None = None) 
     Raises:
         MissingFileError: no such file.
         DataError: a line without a label, a label that is not a whole number 0..C-1, a path
-            that comes twice, no line at all; the message names file and line.
+            that comes twice, no line at all, no text; the message names file and line.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -52,19 +52,26 @@ def read_image_list(path: str | os.PathLike, *, num_classes: int | None = None) 
     paths: list[str] = []
     labels: list[int] = []
     line_of: dict[str, int] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            name, label = _parse(line, number, path, num_classes)
-            if name in line_of:
-                raise DataError(f"{path} line {number}: {name} is on line {line_of[name]} already")
-            line_of[name] = number
-            paths.append(name)
-            labels.append(label)
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        name, label = _parse(line, number, path, num_classes)
+        if name in line_of:
+            raise DataError(f"{path} line {number}: {name} is on line {line_of[name]} already")
+        line_of[name] = number
+        paths.append(name)
+        labels.append(label)
     if not paths:
         raise DataError(f"list file {path} names no image")
     return ImageList(paths, np.array(labels, dtype=np.int64), path)
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    with open(path, encoding="utf-8") as file:
+        try:
+            yield from enumerate(file, start=1)
+        except UnicodeDecodeError as e:
+            raise DataError(f"list file {path} is not text in UTF-8: {e}") from e
 
 
 def _parse(line: str, number: int, path: str, num_classes: int | None) -> tuple[str, int]:

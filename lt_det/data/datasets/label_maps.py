@@ -1,0 +1,291 @@
+"""Label maps of semantic segmentation: which classes each one holds and how many pixels of each.
+
+A label map is a PNG with one byte per pixel. By default value k is class k and 255 is ignored,
+as in Detectron2. With `zero_is_unlabelled`, value 0 is ignored as well and value k is class
+k - 1, as in ADE20K as it is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from lt_det.data.class_sets import ClassSets, class_sets_from_pairs
+from lt_det.data.datasets.parallel import default_workers
+from lt_det.errors import DataError, MissingFileError
+
+logger = logging.getLogger(__name__)
+
+IGNORED = 255
+NUM_VALUES = 256
+# Raise it when the rules for what counts change: older caches are then rebuilt.
+CACHE_VERSION = 1
+READABLE = "a label map is an 8-bit PNG of mode L (grey) or P (palette; its indices count)"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMaps:
+    """What the label maps of a set hold.
+
+    Attributes:
+        class_sets: of the N maps, in the order of `files`.
+        pixels_of_pair: (P,) int64, pixels that each entry of ``class_sets.classes`` has.
+        names: (C,) class names.
+        files: (N,) paths.
+    """
+
+    class_sets: ClassSets
+    pixels_of_pair: np.ndarray
+    names: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pixels(self) -> np.ndarray:
+        """(C,) int64, pixels of each class."""
+        result = np.zeros(len(self.names), dtype=np.int64)
+        np.add.at(result, self.class_sets.classes, self.pixels_of_pair)
+        return result
+
+
+def read_label_maps(
+    folder: str | os.PathLike,
+    class_names: Sequence[str] | None = None,
+    *,
+    zero_is_unlabelled: bool = False,
+    cache_dir: str | None = None,
+) -> LabelMaps:
+    """Count the pixels of each class in all label maps below a folder.
+
+    Args:
+        folder: searched with its subfolders for ``*.png``.
+        class_names: (C,); None: "class 0", "class 1", ... up to the largest value in the maps.
+        zero_is_unlabelled: see the module.
+        cache_dir: where the counts of the values are kept, with a fingerprint of the names,
+            sizes and times of the files; None keeps none.
+
+    Raises:
+        MissingFileError: no such folder.
+        DataError: no PNG in it, one that is not a label map, a value beyond the class list, or
+            no labelled pixel at all without a class list.
+    """
+    folder = os.path.abspath(folder)
+    return count_label_maps(
+        find_label_maps(folder),
+        folder,
+        class_names,
+        zero_is_unlabelled=zero_is_unlabelled,
+        cache_dir=cache_dir,
+    )
+
+
+def count_label_maps(
+    files: Sequence[str],
+    place: str,
+    class_names: Sequence[str] | None = None,
+    *,
+    zero_is_unlabelled: bool = False,
+    cache_dir: str | None = None,
+) -> LabelMaps:
+    """`read_label_maps` of given files; `place`, their folder or data set, names the cache.
+
+    Raises:
+        MissingFileError, DataError: see `read_label_maps`.
+    """
+    values, pixels = cached_value_counts(files, place, cache_dir)
+    return _to_classes(files, values, pixels, class_names, zero_is_unlabelled)
+
+
+def find_label_maps(folder: str | os.PathLike) -> list[str]:
+    """Paths of all ``*.png`` below a folder, sorted.
+
+    Raises:
+        MissingFileError: no such folder.
+        DataError: no PNG in it.
+    """
+    folder = os.fspath(folder)
+    if not os.path.isdir(folder):
+        raise MissingFileError(
+            f"folder of label maps {folder} does not exist (looked for {os.path.abspath(folder)})"
+        )
+    files = sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(".png")
+    )
+    if not files:
+        raise DataError(f"folder {folder} holds no label map (*.png, also in subfolders)")
+    return files
+
+
+def _to_classes(
+    files: Sequence[str],
+    values: ClassSets,
+    pixels: np.ndarray,
+    class_names: Sequence[str] | None,
+    zero_is_unlabelled: bool,
+) -> LabelMaps:
+    """Classes for values: `values` are sets of 0..255, `pixels` belong to their pairs."""
+    first = int(zero_is_unlabelled)
+    labelled = (values.classes >= first) & (values.classes != IGNORED)
+    images, classes = values.image_of_pair()[labelled], values.classes[labelled] - first
+    if class_names is None:
+        if not len(classes):
+            raise DataError(f"no pixel of the {len(files)} label maps has a class: {files[0]}, ...")
+        class_names = [f"class {k}" for k in range(classes.max() + 1)]
+    beyond = np.flatnonzero(classes >= len(class_names))
+    if len(beyond):
+        hint = (
+            ""
+            if zero_is_unlabelled
+            else (
+                "; if 0 means unlabelled and 1 is the first class, set zero_is_unlabelled "
+                "(--zero-is-unlabelled)"
+            )
+        )
+        raise DataError(
+            f"{files[images[beyond[0]]]}: value {classes[beyond[0]] + first} is beyond the class "
+            f"list of {len(class_names)} classes, which are the values {first}.."
+            f"{len(class_names) - 1 + first} ({IGNORED} is ignored). "
+            f"Give the class list that the maps were made with{hint}."
+        )
+    sets = class_sets_from_pairs(images, classes, len(files), len(class_names))
+    return LabelMaps(sets, pixels[labelled], tuple(class_names), tuple(files))
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+def count_values(files: Sequence[str]) -> tuple[ClassSets, np.ndarray]:
+    """Which values each label map holds and how often. Decodes the files in parallel.
+
+    Returns:
+        Sets of values 0..255 of the N files, and (P,) int64 pixels of each pair.
+
+    Raises:
+        DataError: a file that is not an 8-bit label map; the message names it and its mode.
+    """
+    # Threads: Pillow lets go of the interpreter while it decodes.
+    with ThreadPoolExecutor(default_workers()) as pool:
+        rows = np.stack(list(pool.map(_histogram, files)))
+    images, values = np.nonzero(rows)
+    sets = class_sets_from_pairs(images, values, len(files), NUM_VALUES)
+    return sets, rows[images, values].astype(np.int64)
+
+
+def _histogram(path: str) -> np.ndarray:
+    """(256,) int32, how many pixels of a label map have each value."""
+    try:
+        with Image.open(path) as image:
+            # A grey PNG of 1, 2 or 4 bits is stretched to 0..255 while it is decoded.
+            packing = image.tile[0][3] if image.tile else image.mode
+            if image.mode not in ("L", "P") or (image.mode == "L" and packing != "L"):
+                mode = packing if image.mode == "L" else image.mode
+                raise DataError(f"{path} has mode {mode}; {READABLE}")
+            return np.array(image.histogram(), dtype=np.int32)
+    except DataError:
+        raise
+    except Exception as e:  # decoders raise almost anything on damaged files
+        raise DataError(f"{path} cannot be read as a label map: {e}") from e
+
+
+# ---- cache -----------------------------------------------------------------------------------
+
+
+def cached_value_counts(
+    files: Sequence[str], place: str, cache_dir: str | None
+) -> tuple[ClassSets, np.ndarray]:
+    """`count_values` of `files`, from the cache of `place` if it was made from these files."""
+    if cache_dir is None:
+        return count_values(files)
+    stamp = files_stamp(files, place)
+    path = cache_path(place, cache_dir)
+    cached = _read_cache(path, stamp)
+    if cached is not None:
+        return cached
+    values, pixels = count_values(files)
+    logger.info(f"Counted the pixels of {len(files)} label maps of {place}")
+    _write_cache(path, stamp, values, pixels)
+    return values, pixels
+
+
+def files_stamp(files: Sequence[str], place: str) -> dict:
+    """What tells whether label maps are still those that were counted."""
+    digest = hashlib.sha256()
+    for path, stat in zip(files, _stats(files), strict=True):
+        entry = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
+        digest.update(json.dumps(entry).encode())
+    return {
+        "version": CACHE_VERSION,
+        "place": place,
+        "files": len(files),
+        "sha256_of_names_sizes_times": digest.hexdigest(),
+    }
+
+
+def _stats(files: Sequence[str]) -> Iterator[os.stat_result]:
+    for path in files:
+        try:
+            yield os.stat(path)
+        except FileNotFoundError as e:
+            raise MissingFileError(f"label map {path} does not exist (a broken link?)") from e
+
+
+def cache_path(place: str, cache_dir: str) -> str:
+    """Cache file of the label maps in `place`: its last part and a digest of all of it."""
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    return os.path.join(cache_dir, f"{os.path.basename(place)}-label_maps-{digest}.npz")
+
+
+def _read_cache(path: str, stamp: dict) -> tuple[ClassSets, np.ndarray] | None:
+    """The cached counts; None, with a log line that says why, if they cannot be used."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            made_from = json.loads(str(content["stamp"]))
+            sets = ClassSets(content["offsets"], content["values"].astype(np.int64), NUM_VALUES)
+            pixels = content["pixels"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        logger.warning(f"Label maps are counted again, the cache {path} is unreadable: {e}")
+        return None
+    if made_from != stamp:
+        logger.info(
+            f"Label maps are counted again: {stamp['place']} is not what {path} was made from"
+        )
+        return None
+    return sets, pixels
+
+
+def _write_cache(path: str, stamp: dict, values: ClassSets, pixels: np.ndarray) -> None:
+    """Write the cache file in one step, so that other processes see all of it or nothing."""
+    # Not `tempfile`, whose files only their owner may read: data folders are shared.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                stamp=json.dumps(stamp),
+                offsets=values.offsets,
+                values=values.classes.astype(np.uint8),
+                pixels=pixels,
+            )
+        os.replace(temporary, path)
+    except OSError as e:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        logger.info(f"Label maps are not cached: {e}")

@@ -1,0 +1,272 @@
+"""Open data of any form and see how many images, instances or pixels each class has."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from lt_det.data.class_counts import (
+    ClassCounts,
+    default_cache_dir,
+    fingerprint_of,
+    get_class_counts,
+    report_absent_classes,
+)
+from lt_det.data.class_sets import (
+    ClassSets,
+    class_sets_from_labels,
+    class_sets_from_records,
+    instances_of_pairs,
+)
+from lt_det.data.datasets.catalog import find_source, get_records, register_lvis_format
+from lt_det.data.datasets.class_names import read_class_names
+from lt_det.data.datasets.image_list import read_image_list
+from lt_det.data.datasets.label_maps import LabelMaps, count_label_maps, read_label_maps
+from lt_det.data.datasets.lvis_format import check_format
+from lt_det.errors import ConfigError, DataError, MissingFileError
+from lt_det.evaluation.groups import groups_from_counts
+
+logger = logging.getLogger(__name__)
+
+LVIS_BORDERS = (10, 100)
+# Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020:
+# few-shot below 20 training images, medium-shot 20..100, many-shot above. Here r, c and f.
+LIST_BORDERS = (19, 100)
+# Kinds of data.
+JSON, LABEL_MAPS, IMAGE_LIST = "annotations", "label maps", "image list"
+# What only files in LVIS form have.
+LVIS_KEYS = (b'"neg_category_ids"', b'"not_exhaustive_category_ids"')
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """A data set and what its classes have.
+
+    Attributes:
+        kind: "annotations" (LVIS or COCO form, or registered), "label maps" or "image list".
+        counts: of N images and C classes.
+        borders: the last image count of group r and of group c; None if the groups are the
+            file's own and not these of any borders.
+        load_pairs: reads `class_sets` and `amount_of_pair`.
+    """
+
+    kind: str
+    counts: ClassCounts
+    borders: tuple[int, int] | None
+    load_pairs: Callable[[], tuple[ClassSets, np.ndarray]]
+
+    @cached_property
+    def _pairs(self) -> tuple[ClassSets, np.ndarray]:
+        return self.load_pairs()
+
+    @property
+    def class_sets(self) -> ClassSets:
+        """Of the N images. Annotation files are read for it, even if their counts were cached."""
+        return self._pairs[0]
+
+    @property
+    def amount_of_pair(self) -> np.ndarray:
+        """(P,) int64 instances (pixels of label maps) of each entry of ``class_sets.classes``."""
+        return self._pairs[1]
+
+    @property
+    def amounts(self) -> dict[str, np.ndarray]:
+        """(C,) int64 counts by unit: "images", and "instances" or "pixels" if they differ."""
+        found = {"images": self.counts.images}
+        if self.kind == JSON:
+            found["instances"] = self.counts.instances
+        if self.kind == LABEL_MAPS:
+            found["pixels"] = self.counts.pixels
+        return found
+
+
+def examine(
+    target: str | os.PathLike,
+    *,
+    class_file: str | os.PathLike | None = None,
+    file_format: str | None = None,
+    zero_is_unlabelled: bool = False,
+    borders: Sequence[int] | None = None,
+    own_groups: bool = True,
+    cache_dir: str | None = None,
+) -> Examined:
+    """Open data of any form.
+
+    `target` is one of
+
+    * the name of a registered data set,
+    * an annotation file in LVIS or COCO form (``*.json``); the images need not be there,
+    * a folder of label maps,
+    * a list file of image classification (any other file).
+
+    Classes without any image are reported in one log line.
+
+    Args:
+        target: name or path. A name comes first: ``./name`` is the path.
+        class_file: class list (`class_names.read_class_names`) of label maps or a list file;
+            None: "class 0", "class 1", ... up to the largest class there is.
+        file_format: "lvis" or "coco", for annotation files; None: what the file looks like.
+        zero_is_unlabelled: for label maps, see `datasets.label_maps`.
+        borders: the last image count of group r and of group c. None: (10, 100), as LVIS; for
+            list files (19, 100), the few, medium and many shots of Kang et al.
+        own_groups: the groups of an annotation file that has them go before `borders`.
+        cache_dir: where counts are kept; None or "" is ``$DETECTRON2_DATASETS/lt_det_cache``.
+
+    Raises:
+        ConfigError: neither a registered name nor a path, bad `borders`, an option that the
+            target has no use for.
+        MissingFileError, DataError: see the readers; and no image with a class.
+    """
+    target = os.fspath(target)
+    cache_dir = cache_dir or default_cache_dir()
+    kind, is_name = _kind_of(target)
+    _check_options(target, kind, is_name, class_file, file_format, zero_is_unlabelled)
+    names = None if class_file is None else read_class_names(class_file)
+    if kind == LABEL_MAPS and is_name:
+        found = _registered_label_maps(target, cache_dir)
+    elif kind == LABEL_MAPS:
+        found = _label_maps(target, names, zero_is_unlabelled, cache_dir)
+    elif kind == IMAGE_LIST:
+        found = _image_list(target, names)
+    else:
+        name = target if is_name else _register(target, file_format)
+        found = _annotations(name, target, cache_dir, borders or LVIS_BORDERS)
+    if not found.counts.images.any():
+        raise DataError(f"{target}: none of its {found.counts.num_images} images has a class")
+    report_absent_classes(found.counts)
+    return _with_groups(found, borders, own_groups)
+
+
+def _kind_of(target: str) -> tuple[str, bool]:
+    """Kind of the target and whether it is a registered name."""
+    if target in DatasetCatalog:
+        meta = MetadataCatalog.get(target)
+        things = meta.get("thing_classes") or meta.get("json_file")
+        return LABEL_MAPS if meta.get("stuff_classes") and not things else JSON, True
+    if os.path.isdir(target):
+        return LABEL_MAPS, False
+    if os.path.isfile(target):
+        return JSON if target.lower().endswith(".json") else IMAGE_LIST, False
+    if os.sep in target or os.path.splitext(target)[1]:
+        raise MissingFileError(
+            f"no file or folder {target} (looked for {os.path.abspath(target)}), "
+            "and no data set of this name"
+        )
+    find_source(target)  # an unknown name: this says so and lists near ones
+    return JSON, True
+
+
+def _check_options(target, kind, is_name, class_file, file_format, zero_is_unlabelled) -> None:
+    """Refuse options that would have no effect."""
+    what = "a registered data set" if is_name else f"of the kind {kind!r}"
+    if (kind == JSON or is_name) and class_file is not None:
+        raise ConfigError(f"class list {class_file}: {target} is {what} and has its own classes")
+    if file_format is not None:
+        check_format(file_format, target)
+        if kind != JSON or is_name:
+            raise ConfigError(
+                f"format {file_format!r} is for annotation files, but {target} is {what}"
+            )
+    if zero_is_unlabelled and (kind != LABEL_MAPS or is_name):
+        raise ConfigError(f"zero_is_unlabelled is for label maps, but {target} is {what}")
+
+
+def _with_groups(found: Examined, borders: Sequence[int] | None, own_groups: bool) -> Examined:
+    """With groups by `borders`, unless it has its own and `own_groups` keeps them."""
+    counts = found.counts
+    borders = borders or (LIST_BORDERS if found.kind == IMAGE_LIST else LVIS_BORDERS)
+    groups = tuple(groups_from_counts(counts.images, borders))
+    if own_groups and counts.groups not in ((), groups):
+        return found
+    return replace(found, counts=replace(counts, groups=groups), borders=tuple(borders))
+
+
+# ---- kinds -----------------------------------------------------------------------------------
+
+
+def _annotations(name: str, source: str, cache_dir: str, borders: Sequence[int]) -> Examined:
+    counts = get_class_counts(name, cache_dir=cache_dir, borders=borders)
+    counts = replace(counts, source=source)
+
+    def load_pairs():
+        records = get_records(name, need_images=False)
+        sets = class_sets_from_records(records, len(counts.names))
+        return sets, instances_of_pairs(records, sets)
+
+    return Examined(JSON, counts, None, load_pairs)
+
+
+def _register(path: str, file_format: str | None) -> str:
+    """Registered name of an annotation file: its path and form."""
+    file_format = file_format or guess_format(path)
+    name = f"{os.path.abspath(path)} ({file_format})"
+    register_lvis_format(name, os.path.abspath(path), "", file_format=file_format)
+    return name
+
+
+def guess_format(path: str | os.PathLike) -> str:
+    """Whether an annotation file is in the form "lvis" or "coco", by the keys of its images."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return "coco"
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return "lvis" if any(content.find(key) >= 0 for key in LVIS_KEYS) else "coco"
+
+
+def _label_maps(folder: str, names: list[str] | None, zero: bool, cache_dir: str) -> Examined:
+    maps = read_label_maps(folder, names, zero_is_unlabelled=zero, cache_dir=cache_dir)
+    return _examined_maps(maps, folder)
+
+
+def _registered_label_maps(name: str, cache_dir: str) -> Examined:
+    """A set of Detectron2's for semantic segmentation: 255 is ignored, k is class k."""
+    try:
+        files = [record["sem_seg_file_name"] for record in DatasetCatalog.get(name)]
+    except FileNotFoundError as e:
+        raise MissingFileError(
+            f"data set {name!r}: {e.filename or e} does not exist; the environment variable "
+            "DETECTRON2_DATASETS moves the folder of Detectron2's data sets"
+        ) from e
+    names = MetadataCatalog.get(name).stuff_classes
+    return _examined_maps(count_label_maps(files, name, names, cache_dir=cache_dir), name)
+
+
+def _examined_maps(maps: LabelMaps, source: str) -> Examined:
+    counts = counts_of_class_sets(maps.class_sets, maps.names, source, pixels=maps.pixels())
+    return Examined(LABEL_MAPS, counts, None, lambda: (maps.class_sets, maps.pixels_of_pair))
+
+
+def _image_list(path: str, names: list[str] | None) -> Examined:
+    images = read_image_list(path, num_classes=None if names is None else len(names))
+    if names is None:
+        names = [f"class {k}" for k in range(images.labels.max() + 1)]
+    sets = class_sets_from_labels(images.labels, len(names))
+    counts = counts_of_class_sets(sets, names, path)
+    one_each = np.ones(len(images), dtype=np.int64)
+    return Examined(IMAGE_LIST, counts, None, lambda: (sets, one_each))
+
+
+def counts_of_class_sets(
+    sets: ClassSets, names: Sequence[str], source: str, *, pixels: np.ndarray | None = None
+) -> ClassCounts:
+    """Counts without groups. With (C,) `pixels` there are no instances, else one per image."""
+    images = sets.image_counts()
+    instances = images if pixels is None else None
+    return ClassCounts(
+        names=tuple(names),
+        images=images,
+        instances=instances,
+        groups=(),
+        num_images=len(sets),
+        fingerprint=fingerprint_of(names, images, instances, pixels),
+        source=source,
+        empty_images=int((sets.sizes == 0).sum()),
+        pixels=pixels,
+    )
