@@ -112,7 +112,7 @@ def test_the_cap_holds_factors_and_leaves_weights_alone():
         assert factors.max() > 300
         np.testing.assert_array_equal(capped.image_factors(sets), np.minimum(factors, 4))
         np.testing.assert_array_equal(capped.image_weights(sets), free.image_weights(sets))
-    assert build_rule("cben").image_factors(sets).max() == 10
+    assert build_rule("cben").image_factors(sets).max() == 100
 
 
 def test_power_goes_from_instance_to_reversed():
@@ -219,9 +219,9 @@ def test_progressive_takes_its_epochs_from_the_length_of_training():
         order.expected(9), build_rule("balanced").order(sets, form="draw").expected(0)
     )
     assert order.expected(8)[0] > order.expected(9)[0]
-    # Repeated images make epochs longer: 72 in the first, 72 + 54 + 30 in the last.
-    order = rule.order(sets, form="repeat", total_images=5 * (72 + 60 + 60 + 30) // 2)
-    assert order.expected(4)[-1] == 10 > order.expected(3)[-1]
+    # Repeated images make epochs longer: 72 in the first, three times 60 in the last.
+    order = rule.order(sets, form="repeat", total_images=5 * (72 + 180) // 2)
+    assert order.expected(4)[-1] == 20 > order.expected(3)[-1]
     with pytest.raises(ConfigError, match="progressive needs `epochs`.*SAMPLER.PARAMS"):
         rule.order(sets, form="draw")
 

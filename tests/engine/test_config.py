@@ -46,12 +46,13 @@ def test_every_recipe_builds_its_model(path):
     assert cfg.OUTPUT_DIR != "./output", "recipes write to folders of their own"
 
 
-@pytest.mark.parametrize("name", ["eqlv2", "softmax", "sigmoid"])
+@pytest.mark.parametrize("name", ["eqlv2", "eqlv2_cben", "softmax", "sigmoid"])
 def test_a_quick_twin_has_the_head_and_loss_of_its_recipe(name):
     full, quick = (load_config(f"configs/{d}lvis_{name}.yaml") for d in ("", "quick/"))
     assert quick.MODEL.LT.LOSS == full.MODEL.LT.LOSS
     assert quick.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
     assert quick.DATALOADER.SAMPLER_TRAIN == full.DATALOADER.SAMPLER_TRAIN
+    assert quick.DATALOADER.LT.SAMPLER == full.DATALOADER.LT.SAMPLER
 
 
 def test_the_schedule_of_the_lvis_recipe():

@@ -58,7 +58,8 @@ def test_lines_are_percent_of_an_epoch_from_frequent_to_rare(list_file, tmp_path
     names.write_text("a\nnone\nb\nc\n")
     labels = np.repeat([0, 2, 3], [10, 160, 40])
     (tmp_path / "gap.txt").write_text("".join(f"{i}.jpg {k}\n" for i, k in enumerate(labels)))
-    arguments = (tmp_path / "gap.txt", "--classes", names, "--rules", "balanced", "--plot", plot)
+    arguments = (tmp_path / "gap.txt", "--classes", names, "--rules", "balanced:cap=10")
+    arguments += ("--plot", plot)
     _, content = run(tmp_path, capsys, *arguments)
     report = {**content, "num_classes_without_images": 1, "totals": {"images": 210}}
     (axes,) = tool.draw(content["rules"], report).axes
@@ -66,7 +67,7 @@ def test_lines_are_percent_of_an_epoch_from_frequent_to_rare(list_file, tmp_path
     assert instance.get_ydata() == pytest.approx(np.array([160, 40, 10]) / 2.1)
     # Factors 1, 4 and 10, the cap: 160, 160 and 100 of 420.
     assert balanced.get_ydata() == pytest.approx(np.array([160, 160, 100]) / 4.2)
-    assert balanced.get_label() == "balanced: 2.00 x 210 images"
+    assert balanced.get_label() == "balanced:cap=10: 2.00 x 210 images"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["b", "c", "a"]
     with Image.open(plot) as picture:
         assert picture.size[0] > 1000

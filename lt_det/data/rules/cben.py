@@ -43,10 +43,9 @@ class CBEN(SamplingRule):
 
     The form "repeat" is ours, for images that hold many classes and cannot be drawn by class:
     the factor of an image is the largest of its classes' ``1 / E_c``, scaled so that the most
-    frequent class has 1, at most `cap`. Without a cap the only image of a class would come
-    hundreds of times an epoch, and be learnt by heart. Where nearly every image holds a rare
-    class all factors reach the cap and nothing is balanced; `tools/preview_sampling.py` and the
-    log of a training say so.
+    frequent class has 1, at most `cap`; why there is one, and why 100, stands at ``DEFAULT_CAP``.
+    Where nearly every image holds a rare class all factors reach the cap and nothing is balanced;
+    `tools/preview_sampling.py` and the log of a training say so.
 
     Args:
         a: beta of the most frequent class.
