@@ -39,8 +39,15 @@ def top_k_classes(scores: torch.Tensor | np.ndarray, k: int) -> torch.Tensor:
         raise ValueError(f"scores must be (images, classes), got shape {tuple(scores.shape)}")
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must be in 1..{scores.shape[1]}, the number of classes, got {k}")
-    # A sort, because torch.topk leaves the order of equal scores open.
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    best, classes = scores.topk(k, dim=1)
+    # topk leaves open which of equal scores it takes, and in which order. A stable sort of all
+    # classes does not, but takes 60 times as long for 8142 classes.
+    tied = (scores >= best[:, -1:]).sum(dim=1) > k
+    classes = classes.sort(dim=1).values
+    classes = classes.gather(1, _descending(scores.gather(1, classes)))
+    if tied.any():
+        classes[tied] = _descending(scores[tied])[:, :k]
+    return classes
 
 
 def top_k_hits(
@@ -188,6 +195,11 @@ def expected_calibration_error(
     # n_b / N |a_b - c_b| = |sum of (correct - confidence) in b| / N.
     gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """Columns of each row by falling value, of equal values the first column first."""
+    return values.sort(dim=1, descending=True, stable=True).indices
 
 
 def are_probabilities(values: np.ndarray) -> np.ndarray:

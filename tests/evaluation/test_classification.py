@@ -86,6 +86,16 @@ def test_equal_scores_rank_by_class_id():
     assert top_k_classes(scores, 5).tolist() == [[1, 3, 2, 4, 0]]
 
 
+@pytest.mark.parametrize("levels", [1, 2, 8, 50])
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_top_classes_are_the_first_of_a_stable_sort(levels, k):
+    """From scores that are all equal to some ties, within the best k and at their border."""
+    rng = np.random.default_rng(levels)
+    scores = rng.integers(0, levels, size=(200, 30)) / levels
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(top_k_classes(scores, k), expected)
+
+
 def test_hits_need_only_the_order_of_the_scores():
     rng = np.random.default_rng(1)
     logits = torch.from_numpy(rng.normal(0, 3, size=(200, 12)))
