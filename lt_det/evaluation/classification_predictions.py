@@ -67,6 +67,8 @@ def read_features(path: str | os.PathLike, num_classes: int) -> dict[str, np.nda
         raise DataError(
             f"{path}: features of shape {features.shape} and labels of shape {labels.shape}"
         )
+    if len(labels) == 0:
+        raise DataError(f"{path} holds no image")
     _check_classes(path, "labels", labels, num_classes)
     weights = arrays.get("weights")
     if weights is not None and (weights.ndim != 2 or len(weights) != num_classes):

@@ -595,6 +595,9 @@ def test_features_of_another_shape_name_the_file(tmp_path):
     np.savez(path, features=np.zeros((2, 3)), labels=[0, 1], weights=np.zeros((3, 5)))
     with pytest.raises(DataError, match=r"weights of shape \(3, 5\) for 5 classes"):
         read_features(path, 5)
+    np.savez(path, features=np.zeros((0, 3)), labels=np.zeros(0, dtype=np.int64))
+    with pytest.raises(DataError, match=r"features\.npz holds no image"):
+        read_features(path, 5)
     np.savez(path, features=np.zeros((2, 3)), labels=[0])
     with pytest.raises(DataError, match=r"features of shape \(2, 3\) and labels of shape \(1,\)"):
         read_features(path, 5)
