@@ -252,9 +252,9 @@ NAMES = [f"class {k}" for k in range(len(COUNTS))]
 
 
 def make_evaluator(names=NAMES, counts=COUNTS, **changes):
-    own = {"class_counts": None if counts is None else {"images": counts}, "distributed": False}
+    counts = None if counts is None else {"images": counts}
     return LongTailClassificationEvaluator(
-        dataset_name="toy_test", class_names=names, **{**own, **changes}
+        dataset_name="toy_test", class_names=names, class_counts=counts, **changes
     )
 
 
@@ -623,20 +623,27 @@ SPLITS = (
 
 def two_evaluations(folder: str, rank: int):
     scores, labels = softmax_case()
-    evaluator = make_evaluator(distributed=True, output_dir=f"{folder}/rank{rank}")
+    evaluator = make_evaluator(output_dir=f"{folder}/rank{rank}")
     out = []
     for split in SPLITS:
         own = list(split[rank])
         evaluator.reset()
         process(evaluator, scores[own], labels[own], ids=own)
         out.append((dict(evaluator.evaluate()), evaluator.record))
-    return out
+    alone = make_evaluator(distributed=False)
+    own = list(SPLITS[0][rank])
+    process(alone, scores[own], labels[own], ids=own)
+    return out, alone.evaluate()["classification"]
 
 
 def test_two_ranks_give_the_result_of_one_process(tmp_path):
     ranks = run_on_ranks(functools.partial(two_evaluations, str(tmp_path)), 2)
-    results, alone = run(*softmax_case())
-    assert ranks[0] == [({"classification": results}, alone.record)] * 2
-    assert ranks[1] == [({}, None)] * 2
+    scores, labels = softmax_case()
+    results, alone = run(scores, labels)
+    assert ranks[0][0] == [({"classification": results}, alone.record)] * 2
+    assert ranks[1][0] == [({}, None)] * 2
+    for rank in (0, 1):  # each for itself where it is not to gather
+        own = list(SPLITS[0][rank])
+        assert ranks[rank][1] == run(scores[own], labels[own])[0]
     assert (tmp_path / "rank0" / PREDICTIONS_FILE).exists()
     assert not (tmp_path / "rank1").exists()
