@@ -81,7 +81,9 @@ def add_lt_config(cfg: CN) -> CN:
 
     cfg.DATASETS.LT = CN()
     # Own data sets, without code. A list of
-    # {name: my_train, json: /path/train.json, images: /path/images, format: lvis | coco}.
+    # {name: my_train, json: /path/train.json, images: /path/images, format: lvis | coco}
+    # or, for image classification,
+    # {name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}.
     cfg.DATASETS.LT.REGISTER = []
     # r / c / f borders in training images of a class: r <= first, c <= second, f above.
     # Used where the annotation file has no `frequency` of its own.
@@ -100,11 +102,15 @@ def add_lt_config(cfg: CN) -> CN:
     # Of a random crop: share of the image and width over height.
     cfg.DATALOADER.LT.IMAGE.SCALE = (0.08, 1.0)
     cfg.DATALOADER.LT.IMAGE.RATIO = (0.75, 4 / 3)
-    # Brightness, contrast, saturation, hue; (0, 0, 0, 0) = none.
-    cfg.DATALOADER.LT.IMAGE.JITTER = (0.0, 0.0, 0.0, 0.0)
+    # Brightness, contrast, saturation; (0, 0, 0) = none.
+    cfg.DATALOADER.LT.IMAGE.JITTER = (0.0, 0.0, 0.0)
     cfg.DATALOADER.LT.IMAGE.FLIP = True
     # Zeros around a CIFAR image before it is cropped, in pixels.
     cfg.DATALOADER.LT.IMAGE.PAD = 4
+    # Under "cifar", a set whose decoded images take up to so many MiB is held in memory.
+    cfg.DATALOADER.LT.IMAGE.CACHE_MB = 4096
+    # Images of a test batch.
+    cfg.DATALOADER.LT.IMAGE.TEST_BATCH = 256
     # An image file that is missing, truncated or of another size than its annotation says:
     # "error" stops and names it, "skip" takes the next image of the set and counts.
     cfg.DATALOADER.LT.BAD_IMAGE = "error"
@@ -129,6 +135,9 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR = 1.0
 
     cfg.TEST.LT = CN()
+    # Keep pooled features and classifier weights of an evaluation (image classification), for
+    # tools/plot_classification.py.
+    cfg.TEST.LT.KEEP_FEATURES = False
     # tau-normalisation of a linear classifier at inference; 0 = none. Image classification.
     cfg.TEST.LT.TAU_NORM = 0.0
     # Metric that decides which checkpoint is kept as model_best.pth, e.g. "segm/APr"; with

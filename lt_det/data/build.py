@@ -9,18 +9,29 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_test_loader
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    MetadataCatalog,
+    build_detection_test_loader,
+)
 from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from lt_det.data.class_counts import default_cache_dir
 from lt_det.data.class_sets import (
     ClassSets,
     class_sets_from_records,
     expected_per_class,
 )
 from lt_det.data.datasets import get_records
+from lt_det.data.datasets.image_sets import find_image_set, image_records
 from lt_det.data.epochs import EpochOrder
+from lt_det.data.image_cache import CachedImageDataset, load_image_cache
+from lt_det.data.image_mapper import ImageLabelMapper
+from lt_det.data.image_records import ImageListRecords, check_image_records
 from lt_det.data.imbalance import imbalance_factor
 from lt_det.data.mappers import LongTailDatasetMapper, image_class_lists
 from lt_det.data.rules import SamplingRule, build_rule
@@ -201,6 +212,9 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
             that ``INPUT.MASK_FORMAT`` does not allow.
         DataError: no image is left.
     """
+    names = [name for name in cfg.DATASETS.TRAIN if find_image_set(name)]
+    if names:
+        return _build_image_train_loader(cfg)
     records = training_records(cfg)
     if cfg.MODEL.LT.FEDERATED.MODE == "annotated" and not any(map(image_class_lists, records)):
         logger.warning(
@@ -225,8 +239,66 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
     )
 
 
+def _build_image_train_loader(cfg) -> TrainLoader:
+    """The training loader of image classification."""
+    if len(cfg.DATASETS.TRAIN) > 1:
+        raise ConfigError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: image classification trains on one "
+            "list; join the files"
+        )
+    records = image_records(cfg.DATASETS.TRAIN[0])
+    check_image_records(records, cfg.MODEL.LT.NUM_CLASSES, may_be_empty=True)  # reported before
+    return TrainLoader(
+        image_dataset(cfg, records, is_train=True),
+        order=epoch_order(cfg, records.class_sets(cfg.MODEL.LT.NUM_CLASSES)),
+        batch_size=images_per_pass(cfg),
+        groups=None,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        description=describe_order(cfg),
+    )
+
+
+def image_dataset(cfg, records: ImageListRecords, *, is_train: bool) -> Dataset:
+    """Samples of image classification, from memory under ``AUGMENT`` "cifar"."""
+    node = cfg.DATALOADER.LT.IMAGE
+    skip_bad = cfg.DATALOADER.LT.BAD_IMAGE == "skip"
+    mapper = ImageLabelMapper(cfg, is_train=is_train)  # checks the keys, too
+    if node.AUGMENT == "cifar" and node.CACHE_MB > 0:
+        cache = load_image_cache(
+            records,
+            cfg.DATASETS.LT.CACHE_DIR or default_cache_dir(),
+            skip_bad=skip_bad,
+            max_mb=node.CACHE_MB,
+        )
+        return CachedImageDataset(
+            cache,
+            records,
+            is_train=is_train,
+            pad=node.PAD,
+            flip=node.FLIP,
+            image_format=cfg.INPUT.FORMAT,
+            rank=comm.get_rank(),
+        )
+    if is_train:
+        return SeededDataset(
+            records, mapper, bad_image=cfg.DATALOADER.LT.BAD_IMAGE, rank=comm.get_rank()
+        )
+    return MapDataset(records, mapper)
+
+
 def build_test_loader(cfg, dataset_name: str):
     """Detectron2's loader for one test set: every image once, over all ranks, in order."""
+    if find_image_set(dataset_name):
+        records = image_records(dataset_name)
+        check_image_records(records, cfg.MODEL.LT.NUM_CLASSES, may_be_empty=True)
+        return DataLoader(
+            image_dataset(cfg, records, is_train=False),
+            batch_size=cfg.DATALOADER.LT.IMAGE.TEST_BATCH,
+            sampler=InferenceSampler(len(records)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+        )
     return build_detection_test_loader(
         dataset=get_records(dataset_name),
         mapper=LongTailDatasetMapper(cfg, is_train=False),
@@ -295,6 +367,8 @@ def check_loading(cfg) -> None:
     """Raise a ConfigError for values that only the training loader would find wrong."""
     check_bad_image(cfg.DATALOADER.LT.BAD_IMAGE)
     build_sampling_rule(cfg)
+    if any(find_image_set(name) for name in cfg.DATASETS.TRAIN):
+        ImageLabelMapper(cfg, is_train=True)
 
 
 def check_bad_image(value: str) -> None:
