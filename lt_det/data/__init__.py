@@ -1,7 +1,7 @@
 """Records, class counts, samplers and loaders.
 
-Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val`` and the usual sets of
-image classification; nothing is generated or read until one of them is used.
+Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val`` and the usual sets
+of image classification; nothing is generated or read until one of them is used.
 """
 
 from lt_det.data.class_counts import (

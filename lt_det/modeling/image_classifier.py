@@ -35,6 +35,7 @@ class LongTailClassifier(nn.Module):
         class_scale: learned factor on each output; None = none.
         tau: at inference, rows of a linear classifier are divided by their norm to the power
             tau and the bias is left out; 0 = not.
+        keep_features: give the pooled features beside the scores at inference.
         freeze: dotted names of parts that do not train.
         freeze_norm: see :class:`~lt_det.modeling.freeze.FrozenParts`.
     """
@@ -52,6 +53,7 @@ class LongTailClassifier(nn.Module):
         mixup: Mixup | None = None,
         class_scale: nn.Module | None = None,
         tau: float = 0.0,
+        keep_features: bool = False,
         freeze: Sequence[str] = (),
         freeze_norm: str = "eval",
     ):
@@ -62,7 +64,7 @@ class LongTailClassifier(nn.Module):
         self.cls_loss = loss
         self.class_scale = class_scale
         self.mixup = mixup
-        self.tau = tau
+        self.tau, self.keep_features = tau, keep_features
         if tau and not isinstance(classifier, nn.Linear):
             raise ConfigError(
                 f"TEST.LT.TAU_NORM is {tau}, but loss {type(loss).__name__} has a "
@@ -95,6 +97,7 @@ class LongTailClassifier(nn.Module):
             "mixup": mixup_from_config(cfg),
             "class_scale": ClassScale(loss.num_logits) if cfg.MODEL.LT.CLASS_SCALE else None,
             "tau": cfg.TEST.LT.TAU_NORM,
+            "keep_features": cfg.TEST.LT.KEEP_FEATURES,
             "freeze": cfg.MODEL.LT.FREEZE,
             "freeze_norm": cfg.MODEL.LT.FREEZE_NORM,
         }
@@ -119,12 +122,17 @@ class LongTailClassifier(nn.Module):
                 "label", int 0..C-1.
 
         Returns:
-            {name: scalar}; or for each image {"scores": (C,) float32 in [0, 1]}.
+            {name: scalar}; or for each image {"scores": (C,) float32 in [0, 1]} and, with
+            `keep_features`, "features" (D,).
         """
         images = self.preprocess(batched_inputs)
         if not self.training:
-            scores = self.cls_loss.scores(self.logits(self.features(images)))
-            return [{"scores": row} for row in scores]
+            features = self.features(images)
+            outputs = [{"scores": row} for row in self.cls_loss.scores(self.logits(features))]
+            if self.keep_features:
+                for output, row in zip(outputs, features, strict=True):
+                    output["features"] = row
+            return outputs
         targets = torch.tensor([x["label"] for x in batched_inputs])
         targets = targets.to(self.device, non_blocking=True)
         if self.mixup is None:

@@ -24,9 +24,9 @@ def register_from_config(cfg) -> list[str]:
     Each entry is ``{name: my_train, json: /path/train.json, images: /path/images, format: lvis}``,
     `format` being "lvis" unless given; or, for image classification,
     ``{name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}``,
-    where the file of class names may be left out. ``~`` and environment variables in paths are expanded,
-    relative paths start at the current directory. A second call with the same entries changes
-    nothing.
+    where the file of class names may be left out. ``~`` and environment variables in paths are
+    expanded, relative paths start at the current directory. A second call with the same entries
+    changes nothing.
 
     Returns:
         The names, in the order of the list.
