@@ -20,8 +20,10 @@ from lt_det.data.datasets import (
     register_synthetic,
 )
 from lt_det.data.datasets.image_sets import register_known_image_sets
+from lt_det.data.datasets.synthetic_images import register_synthetic_images
 
 register_synthetic()
+register_synthetic_images()
 register_known_image_sets()
 
 __all__ = [

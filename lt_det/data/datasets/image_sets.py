@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -36,10 +37,15 @@ class ImageSet:
 
 # What is registered; the rest of what a set is comes from its files when it is used.
 _IMAGE_SETS: dict[str, ImageSet] = {}
+# What has to run before a set's files are there.
+_PREPARE_SET: dict[str, Callable[[], object]] = {}
 
 
-def register_image_set(image_set: ImageSet) -> None:
+def register_image_set(image_set: ImageSet, *, prepare: Callable[[], object] | None = None) -> None:
     """Register a set with Detectron2. Reads nothing; the same set again changes nothing.
+
+    `prepare` runs before the set is used; it may write the files, and has to cope with other
+    processes doing the same.
 
     Raises:
         ConfigError: the name is taken by another set.
@@ -55,6 +61,8 @@ def register_image_set(image_set: ImageSet) -> None:
     MetadataCatalog.get(name).set(evaluator_type="image_classification")
     DatasetCatalog.register(name, lambda: list(image_records(name)))
     _IMAGE_SETS[name] = image_set
+    if prepare is not None:
+        _PREPARE_SET[name] = prepare
 
 
 def find_image_set(name: str) -> ImageSet | None:
@@ -65,6 +73,12 @@ def find_image_set(name: str) -> ImageSet | None:
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     paths = (p.replace(ROOT, root) for p in (found.list_file, found.image_root, found.class_file))
     return ImageSet(name, *paths, found.hint)
+
+
+def prepare_image_set(name: str) -> None:
+    """Let a generated set come into being."""
+    if name in _PREPARE_SET:
+        _PREPARE_SET[name]()
 
 
 def image_records(name: str):
@@ -83,6 +97,7 @@ def image_records(name: str):
             f"data set {name!r} is not one of image classification; those are "
             f"{', '.join(sorted(_IMAGE_SETS))}"
         )
+    prepare_image_set(name)
     if not os.path.isfile(image_set.list_file):
         raise MissingFileError(
             f"list file {image_set.list_file} of data set {name!r} does not exist (looked for "
@@ -102,6 +117,7 @@ def image_class_names(name: str, num_classes: int) -> list[str]:
     Raises:
         ConfigError: the set has another number of names.
     """
+    prepare_image_set(name)
     image_set = find_image_set(name)
     if not image_set.class_file or not os.path.isfile(image_set.class_file):
         return [f"class {k}" for k in range(num_classes)]
