@@ -14,7 +14,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from lt_det.data.datasets.catalog import Source, dataset_info, find_source, get_records
+from lt_det.data.datasets.catalog import dataset_info, find_source, get_records
+from lt_det.data.datasets.file_cache import cache_path, default_cache_dir, file_stamp
 from lt_det.data.datasets.lvis_format import parse_json
 from lt_det.errors import ConfigError, DataError
 
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 # Raise it when the rules for what counts change: older caches are then rebuilt.
 CACHE_VERSION = 1
-# Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
-# as counting it.
-HASHED_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one-bool equality: compare `fingerprint`
@@ -142,12 +140,6 @@ def get_class_counts(
     )
 
 
-def default_cache_dir() -> str:
-    """``$DETECTRON2_DATASETS/lt_det_cache``, with Detectron2's default root ``datasets``."""
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    return os.path.join(root, "lt_det_cache")
-
-
 def _check_same_classes(first: str, a: tuple[str, ...], second: str, b: tuple[str, ...]) -> None:
     if len(a) != len(b):
         raise ConfigError(
@@ -178,20 +170,20 @@ def _counts_of(name: str, cache_dir: str) -> _SetCounts:
     """Counts of one data set, from the cache if it is there and fits the annotation file."""
     source = find_source(name)
     if source is None or not _is_local_file(source.json_file):
-        return _count(name)
-    stamp = source_stamp(source)
-    path = cache_path(source, cache_dir)
+        return _count(name, cache_dir)
+    stamp = file_stamp(source.json_file, version=CACHE_VERSION)
+    path = cache_path(source.json_file, source.file_format, cache_dir, ".json")
     cached = _read_cache(path, stamp)
     if cached is not None:
         return cached
-    counts = _count(name)
+    counts = _count(name, cache_dir)
     _write_cache(path, stamp, counts)
     return counts
 
 
-def _count(name: str) -> _SetCounts:
+def _count(name: str, cache_dir: str) -> _SetCounts:
     """Counts of one data set, from its records."""
-    records = get_records(name, need_images=False)
+    records = get_records(name, need_images=False, cache_dir=cache_dir)
     meta = MetadataCatalog.get(name)
     if meta.get("json_file") is not None and find_source(name) is not None:
         info = dataset_info(name)
@@ -203,7 +195,8 @@ def _count(name: str) -> _SetCounts:
             f"data set {name!r} has no class list: neither an annotation file in LVIS or COCO "
             "form nor `thing_classes` in its metadata"
         )
-    images, instances = count_classes(records, len(names))
+    images = records.class_sets(len(names)).image_counts()
+    instances = records.instance_counts(len(names))
     logger.info(
         f"Counted {instances.sum()} instances of {len(names)} classes "
         f"in {len(records)} images of {name}"
@@ -217,30 +210,6 @@ def _count(name: str) -> _SetCounts:
 
 def _is_local_file(path: str) -> bool:
     return "://" not in path and PathManager.isfile(path)
-
-
-def source_stamp(source: Source) -> dict:
-    """What tells whether an annotation file is still the one that was counted."""
-    stat = os.stat(source.json_file)
-    digest = hashlib.sha256()
-    with open(source.json_file, "rb") as f:
-        digest.update(f.read(HASHED_BYTES))
-        f.seek(max(0, stat.st_size - HASHED_BYTES))
-        digest.update(f.read(HASHED_BYTES))
-    return {
-        "version": CACHE_VERSION,
-        "path": os.path.abspath(source.json_file),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "sha256_of_ends": digest.hexdigest(),
-    }
-
-
-def cache_path(source: Source, cache_dir: str) -> str:
-    """Cache file of an annotation file: its base name and a digest of where it lies."""
-    stem = os.path.splitext(os.path.basename(source.json_file))[0]
-    place = f"{os.path.abspath(source.json_file)}\n{source.file_format}"
-    return os.path.join(cache_dir, f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json")
 
 
 def _read_cache(path: str, stamp: dict) -> _SetCounts | None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from lt_det.data.records import Records
+
 
 class SampleKey(NamedTuple):
     """One image of a batch.
@@ -66,6 +68,6 @@ class GroupedBatchSampler(Sampler):
                     yield batch
 
 
-def aspect_ratio_groups(records: list[dict]) -> np.ndarray:
+def aspect_ratio_groups(records: Records) -> np.ndarray:
     """(N,) 0 for images wider than high, 1 for the others, as in Detectron2."""
-    return np.fromiter((r["width"] <= r["height"] for r in records), np.int64, len(records))
+    return (records.widths <= records.heights).astype(np.int64)

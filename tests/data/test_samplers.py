@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 from detectron2.data.samplers import TrainingSampler
 
+from lt_det.data.records import ListRecords
 from lt_det.data.samplers import GroupedBatchSampler, aspect_ratio_groups
 
 GROUPS = np.array([0, 1, 1, 0, 0, 1, 0])
@@ -46,4 +47,4 @@ def test_grouping_loses_and_repeats_nothing():
 
 def test_wide_images_are_group_zero():
     records = [dict(width=3, height=2), dict(width=2, height=2), dict(width=1, height=2)]
-    assert aspect_ratio_groups(records).tolist() == [0, 1, 1]
+    assert aspect_ratio_groups(ListRecords(records)).tolist() == [0, 1, 1]
