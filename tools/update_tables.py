@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-import benchmark
+import benchmark_losses
 
 from lt_det.evaluation.results import format_table, markdown, per_class_table, read_record
 from lt_det.losses import LOSS_REGISTRY
@@ -70,13 +70,13 @@ def benchmark_table(name):
     record = json.loads((BENCHMARKS / f"{name}.json").read_text())
     env, problem = record["environment"], record["problem"]
     results = [
-        benchmark.Measurement(**{k: v for k, v in r.items() if k != "median_ms"})
+        benchmark_losses.Measurement(**{k: v for k, v in r.items() if k != "median_ms"})
         for r in record["results"]
     ]
     return (
         f"{problem['rows']} rows x {problem['classes']} classes, float32, "
         f"{env.get('gpu', env['cpu'])}, {env['threads']} threads, torch {env['torch']}, "
-        f"medians of {len(results[0].ms)}:\n\n{benchmark.table(results)}"
+        f"medians of {len(results[0].ms)}:\n\n{benchmark_losses.table(results)}"
     )
 
 

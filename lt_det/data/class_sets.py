@@ -102,7 +102,9 @@ def class_sets_from_pairs(
     images, classes = np.asarray(images, np.int64), np.asarray(classes, np.int64)
     _check_range("image index", images, num_images)
     _check_range("class id", classes, num_classes)
-    keys = np.unique(images * max(num_classes, 1) + classes)
+    # Sorting is several times faster here than numpy.unique, which hashes since numpy 2.3.
+    keys = np.sort(images * max(num_classes, 1) + classes)
+    keys = keys[np.append(True, np.diff(keys) > 0)[: len(keys)]]
     sizes = np.bincount(keys // max(num_classes, 1), minlength=num_images)
     return ClassSets(_offsets(sizes), keys % max(num_classes, 1), num_classes)
 

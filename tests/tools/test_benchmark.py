@@ -1,8 +1,6 @@
 """tools/benchmark.py: what it compares computes the same, and its memory counter counts."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +9,14 @@ import torch
 from torch.nn import functional as F
 
 from lt_det.losses import LOSS_REGISTRY, build_loss
+from tests.tools.load import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools/benchmark.py"
+command = load_tool("benchmark")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+    return command.benchmark_losses
 
 
 RELEASED = [name for name in ("EQLv2", "EFL", "SoftmaxEQL") if name in LOSS_REGISTRY]
@@ -111,7 +106,7 @@ def test_memory_held_in_backward_counts(script):
 def test_the_table_has_every_registered_loss(script, tmp_path, capsys):
     output = tmp_path / "record.json"
     arguments = ["losses", "--rows", "12", "--classes", "7", "--repeats", "3"]
-    assert script.main([*arguments, "--output", str(output)]) == 0
+    assert command.main([*arguments, "--output", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
     assert set(LOSS_REGISTRY) < set(names)
@@ -126,7 +121,7 @@ def test_the_table_has_every_registered_loss(script, tmp_path, capsys):
 
 def test_segmentation_compares_the_losses_used_there_without_background(script, capsys):
     arguments = ["losses", "--segmentation", "--rows", "12", "--classes", "7", "--repeats", "1"]
-    assert script.main(arguments) == 0
+    assert command.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split("|")[1].strip() for line in lines if line.startswith("|")}
     ours = {name for name in script.SEGMENTATION_LOSSES if name in LOSS_REGISTRY}
@@ -144,7 +139,7 @@ def test_ratios_are_those_of_the_medians(script):
 
 
 def test_an_unknown_loss_is_one_line(script, capsys):
-    assert script.main(["losses", "--only", "EQLv3"]) == 1
+    assert command.main(["losses", "--only", "EQLv3"]) == 1
     assert "unknown loss 'EQLv3'" in capsys.readouterr().err
 
 

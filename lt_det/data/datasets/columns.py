@@ -22,6 +22,8 @@ ABSENT = -128
 # Values of `mask_kinds`. An RLE is a text in JSON files; one of runs is compressed to bytes.
 NO_MASK, POLYGONS, RLE_TEXT, RLE_BYTES = range(4)
 
+_XYWH_ABS = BoxMode.XYWH_ABS  # looking up the member costs as much as making a dict
+
 _MAGIC = b"LTDETCOL"
 _TRAILER = struct.Struct("<QQI8s")  # place, size and checksum of the index, magic
 _ALIGNMENT = 64
@@ -42,9 +44,10 @@ class Columns:
         class_ids: (A,) int64, 0..C-1.
         crowds: (A,) int8 `iscrowd`; `ABSENT` = no such key.
         mask_kinds: (A,) int8 NO_MASK, POLYGONS, RLE_TEXT or RLE_BYTES.
-        mask_ranges: (A, 2) int64 first and last + 1, of polygons or of `rle_bytes`.
-        polygon_offsets: (P + 1,) int64, the coordinates of each polygon, in order of the file.
-        coordinates: int32 hundredths of a pixel where that is exact for all, else float64.
+        mask_ranges: (A, 2) int64 first and last + 1, of `polygon_ranges` or of `rle_bytes`.
+        polygon_ranges: (P, 2) int64 first and last + 1, of `coordinates`.
+        coordinates: in order of the file; int32 hundredths of a pixel where that is exact for
+            all, else float64.
         rle_bytes: uint8, compressed runs.
         keypoint_offsets, keypoints: (A + 1,) int64 and float64; both empty if there are none.
     """
@@ -66,7 +69,7 @@ class Columns:
     crowds: np.ndarray
     mask_kinds: np.ndarray
     mask_ranges: np.ndarray
-    polygon_offsets: np.ndarray
+    polygon_ranges: np.ndarray
     coordinates: np.ndarray
     rle_bytes: np.ndarray
     keypoint_offsets: np.ndarray
@@ -84,38 +87,48 @@ class Columns:
     def annotations(self, image: int) -> list[dict]:
         """The annotations of one image in Detectron2's form."""
         start, stop = self.ann_offsets[image : image + 2].tolist()
-        crowds = self.crowds[start:stop].tolist()
-        kinds = self.mask_kinds[start:stop].tolist()
-        ranges = self.mask_ranges[start:stop].tolist()
+        boxes = self.boxes[start:stop].tolist()
+        class_ids = self.class_ids[start:stop].tolist()
         objs = [
-            {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": class_id}
-            for box, class_id in zip(
-                self.boxes[start:stop].tolist(), self.class_ids[start:stop].tolist(), strict=True
-            )
+            {"bbox": box, "bbox_mode": _XYWH_ABS, "category_id": class_id}
+            for box, class_id in zip(boxes, class_ids, strict=True)
         ]
-        for k, obj in enumerate(objs):
-            if crowds[k] != ABSENT:
-                obj["iscrowd"] = crowds[k]
-            if len(self.keypoint_offsets):
+        for obj, crowd in zip(objs, self.crowds[start:stop].tolist(), strict=True):
+            if crowd != ABSENT:
+                obj["iscrowd"] = crowd
+        if len(self.keypoint_offsets):
+            for k, obj in enumerate(objs):
                 self._add_keypoints(obj, start + k)
-            if kinds[k] == POLYGONS:
-                obj["segmentation"] = self._polygons(*ranges[k])
-            elif kinds[k] != NO_MASK:
-                counts = self.rle_bytes[slice(*ranges[k])].tobytes()
-                obj["segmentation"] = {
-                    "size": [self.heights[image].item(), self.widths[image].item()],
-                    "counts": counts.decode() if kinds[k] == RLE_TEXT else counts,
-                }
+        kinds = self.mask_kinds[start:stop].tolist()
+        self._add_masks(objs, kinds, self.mask_ranges[start:stop].tolist(), image)
         return objs
 
+    def _add_masks(self, objs: list[dict], kinds: list[int], ranges: list, image: int) -> None:
+        ends = [r for kind, r in zip(kinds, ranges, strict=True) if kind == POLYGONS]
+        first = ends[0][0] if ends else 0
+        polygons = self._polygons(first, ends[-1][1]) if ends else []
+        for obj, kind, (a, b) in zip(objs, kinds, ranges, strict=True):
+            if kind == POLYGONS:
+                obj["segmentation"] = polygons[a - first : b - first]
+            elif kind != NO_MASK:
+                counts = self.rle_bytes[a:b].tobytes()
+                obj["segmentation"] = {
+                    "size": [self.heights[image].item(), self.widths[image].item()],
+                    "counts": counts.decode() if kind == RLE_TEXT else counts,
+                }
+
     def _polygons(self, first: int, last: int) -> list[list[float]]:
-        offsets = self.polygon_offsets[first : last + 1].tolist()
-        start = offsets[0]
-        values = self.coordinates[start : offsets[-1]]
-        flat = (values / 100.0 if values.dtype == np.int32 else values).tolist()
-        if last - first == 1:
-            return [flat]
-        return [flat[a - start : b - start] for a, b in zip(offsets, offsets[1:], strict=False)]
+        """The polygons of an image. One division for all of them: calls cost more than copies."""
+        ranges = self.polygon_ranges[first:last].tolist()
+        pieces = [self.coordinates[a:b] for a, b in ranges]
+        if self.coordinates.dtype != np.int32:
+            return [piece.tolist() for piece in pieces]
+        values = np.frombuffer(b"".join(pieces), np.int32) / 100.0
+        polygons, place = [], 0
+        for a, b in ranges:
+            polygons.append(values[place : place + b - a].tolist())
+            place += b - a
+        return polygons
 
     def _add_keypoints(self, obj: dict, index: int) -> None:
         keypoints = self.keypoints[slice(*self.keypoint_offsets[index : index + 2])]
