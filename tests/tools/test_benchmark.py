@@ -173,3 +173,48 @@ def test_the_released_style_is_the_released_loss(script, name):
         for sums, key in [(released.pos, "pos_grad"), (released.neg, "neg_grad")]:
             expected = torch.as_tensor(data[f"s{t}_{key}_f64"])
             torch.testing.assert_close(sums[:classes].double(), expected.double(), **tolerance)
+
+
+# ---- load-lvis -------------------------------------------------------------------------------
+
+
+def test_the_generated_file_is_the_same_each_time_and_of_lvis_form(tmp_path):
+    loading = command.benchmark_loading
+    for name in ("a", "b"):
+        loading.write_lvis(tmp_path / name, 30)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    data = json.loads((tmp_path / "a").read_text())
+    assert list(data) == ["info", "annotations", "images", "categories"]
+    assert len(data["images"]) == 30 and len(data["categories"]) == 1203
+    assert len(data["annotations"]) == round(30 * 1_281_912 / 100_170)
+    values = [v for ann in data["annotations"] for polygon in ann["segmentation"] for v in polygon]
+    assert all(v == round(v, 2) for v in values)
+
+
+def test_starts_are_measured_and_their_records_compared(tmp_path, capsys):
+    output = tmp_path / "record.json"
+    arguments = ["load-lvis", "--images", "120", "--repeats", "1", "--output", str(output)]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(output.read_text())
+    results = record["results"]
+    assert results["records_equal"] is True and results["factors_equal"] is True
+    # All images with annotations, and nothing else, however they are read.
+    assert {run["images"] for runs in results["starts"].values() for run in runs} == {120}
+    assert command.benchmark_loading.table(results) in printed
+    assert record["problem"]["images"] == 120
+
+
+def test_the_loading_table_has_ratios_of_medians():
+    def runs(*seconds):
+        return [{"seconds": s, "peak_mb": 1000 * s} for s in seconds]
+
+    results = {
+        "starts": {"detectron2": runs(9, 8, 1), "first": runs(2), "later": runs(0.5)},
+        "record_us": {"detectron2": 20, "lt_det": 25},
+        "records_equal": True,
+        "factors_equal": False,
+    }
+    table = command.benchmark_loading.table(results)
+    assert "| lt_det, first start | 2.00 | 4.0 | 2000 | 0.25 |" in table
+    assert "lt_det 25 us (1.25x). Records are equal, repeat factors are NOT equal." in table

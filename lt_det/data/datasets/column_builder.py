@@ -375,7 +375,7 @@ class ColumnBuilder:
         """(A,) int8 place in `_FAULTS`, from 1, of what `annotations` skips first; 0 = nothing."""
         x, y, w, h = boxes.T
         faults = np.zeros(len(boxes), np.int8)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             shared_w = np.minimum(x + w, widths) - np.maximum(x, 0)
             shared_h = np.minimum(y + h, heights) - np.maximum(y, 0)
             faults[np.minimum(shared_w, shared_h) < MIN_BOX_SIDE] = 1 + _FAULTS.index(OUTSIDE_BOX)

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 
 import orjson
 
 # Large enough that the work per block does not count, small enough for the processor's cache.
 BLOCK_BYTES = 2**19
 # Places tried in a buffer before it is extended, and what the buffer may grow to.
-MAX_TRIES = 8
+MAX_TRIES = 32
 MAX_BUFFER = 2**26
 
 _SPACE = b" \t\n\r"
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\S)', re.S)
 _BETWEEN = re.compile(rb"\}\s*(,)\s*(?=\{)")
-_LIST_END = re.compile(rb"\}\s*\]")
 _EMPTY_LIST = re.compile(rb"\[\s*\]")
 _LIST_OF_OBJECTS = re.compile(rb"\[\s*(?=\{)")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.S)
@@ -160,20 +158,39 @@ class _Reader:
 
     def _cut(self) -> tuple[list | None, int, bool]:
         """The objects up to a cut, where the rest begins, and whether the list ends there."""
-        for stop, rest, is_end in self._places():
+        for tries, (stop, rest) in enumerate(_places_between(self.buffer)):
             try:
-                return orjson.loads(b"[%b]" % self.buffer[:stop]), rest, is_end
-            except orjson.JSONDecodeError:
-                pass
-        return None, 0, False
+                return orjson.loads(b"[%b]" % self.buffer[:stop]), rest, False
+            except orjson.JSONDecodeError as e:
+                if tries == 0 and (end := _list_end(self.buffer, e)):
+                    return (*end, True)
+            if tries == MAX_TRIES:
+                return None, 0, False
+        try:
+            return orjson.loads(b"[%b" % self.buffer), len(self.buffer), True
+        except orjson.JSONDecodeError as e:
+            return (*(_list_end(self.buffer, e) or (None, 0)), True)
 
-    def _places(self) -> Iterator[tuple[int, int, bool]]:
-        """Where to try a cut. The last one between objects is right but for the list's end."""
-        between = ((stop, rest, False) for stop, rest in _places_between(self.buffer))
-        ends = ((m.start() + 1, m.end(), True) for m in _LIST_END.finditer(self.buffer))
-        yield from islice(between, 1)
-        yield from islice(ends, MAX_TRIES)
-        yield from islice(between, MAX_TRIES)
+
+def _list_end(buffer: bytes, error: orjson.JSONDecodeError) -> tuple[list, int] | None:
+    """The objects up to the end of the list, and its place, if that is where parsing failed.
+
+    Args:
+        buffer: begins after the ``[``.
+        error: of ``[`` and the buffer; text after the end of the list is an error there.
+    """
+    text = b"[%b" % buffer
+    place = (
+        error.pos if text.isascii() else len(text.decode(errors="replace")[: error.pos].encode())
+    )
+    while place > 0 and text[place - 1 : place] in (b" ", b"\t", b"\n", b"\r"):
+        place -= 1
+    if not text.endswith(b"]", 0, place):
+        return None
+    try:
+        return orjson.loads(text[:place]), place - 1
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _places_between(buffer: bytes) -> Iterator[tuple[int, int]]:
