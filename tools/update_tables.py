@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+import benchmark_loading
 import benchmark_losses
 
 from lt_det.evaluation.results import format_table, markdown, per_class_table, read_record
@@ -80,10 +81,17 @@ def benchmark_table(name):
     )
 
 
+def loading_table():
+    """The table of `benchmark.py load-lvis` from its record."""
+    record = json.loads((BENCHMARKS / "load_lvis.json").read_text())
+    return f"{benchmark_loading.head(record)}\n\n{benchmark_loading.table(record['results'])}"
+
+
 TABLES = {
     "losses": losses_table,
     "benchmark losses": lambda: benchmark_table("losses"),
     "benchmark segmentation": lambda: benchmark_table("losses_segmentation"),
+    "benchmark load-lvis": loading_table,
     "quick": quick_table,
     "quick seeds": seeds_table,
     "quick classes": lambda: per_class_table(quick_records()["eqlv2"]),

@@ -15,13 +15,13 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import orjson
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from lt_det.data.datasets.annotations import Tally, convert_annotations, note_missing_masks, where
+from lt_det.data.datasets.categories import ClassList, first_repeated, read_classes
 from lt_det.data.datasets.column_cache import OpenColumns, open_columns
 from lt_det.data.datasets.columns import image_path
 from lt_det.data.records import ColumnRecords, ListRecords, Records
@@ -117,26 +117,12 @@ def _read_annotation_file(path: str, name: str | None) -> tuple[dict, ClassList]
         for i, entry in enumerate(data[field]):
             if not isinstance(entry, dict):
                 raise DataError(f"file {path}: entry {i} of {field!r} is {entry!r}, not an object")
-    classes = _read_classes(data["categories"], path)
+    classes = read_classes(data["categories"], path)
     _CLASS_LISTS[key] = classes
     return data, classes
 
 
 # ---- class list ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ClassList:
-    """The category list of a file, in order of id: (C,) each."""
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    synonyms: tuple[str, ...]  # first synonym, or the name: what Detectron2 calls an LVIS class
-    frequency: tuple[str, ...] | None
-
-    def contiguous(self) -> dict[int, int]:
-        """Category id -> class id 0..C-1."""
-        return {category_id: i for i, category_id in enumerate(self.ids)}
 
 
 # Class lists of files read in this process, by path, modification time and size.
@@ -169,62 +155,8 @@ def class_list(
                 opened = _open(local, path, name, file_format, True, cache_dir)
             if opened is None:
                 return _read_annotation_file(path, name)[1]
-            _CLASS_LISTS[key] = _read_classes(opened.about["categories"], path)
+            _CLASS_LISTS[key] = read_classes(opened.about["categories"], path)
     return _CLASS_LISTS[key]
-
-
-def _read_classes(categories: list[dict], path: str) -> ClassList:
-    """The class list, sorted by category id.
-
-    Raises:
-        DataError: no category, a category without `id` or `name`, an id that is used twice,
-            a frequency other than r, c, f.
-    """
-    if not categories:
-        raise DataError(f"file {path}: lists no category")
-    for i, category in enumerate(categories):
-        for key in ("id", "name"):
-            if key not in category:
-                raise DataError(f"file {path}: category number {i} lacks the key {key!r}")
-        if not isinstance(category["id"], int):
-            raise DataError(f"file {path}: category id {category['id']!r} is not a whole number")
-    ordered = sorted(categories, key=lambda c: c["id"])
-    ids = tuple(c["id"] for c in ordered)
-    names = tuple(str(c["name"]) for c in ordered)
-    repeated = _first_repeated(ids)
-    if repeated is not None:
-        raise DataError(f"file {path}: category id {repeated} is used twice")
-    if len(set(names)) < len(names):
-        logger.warning(f"file {path}: several categories are named {_first_repeated(names)!r}")
-    synonyms = tuple((c.get("synonyms") or [n])[0] for c, n in zip(ordered, names, strict=True))
-    return ClassList(ids, names, synonyms, _read_frequency(ordered, path))
-
-
-def _read_frequency(categories: list[dict], path: str) -> tuple[str, ...] | None:
-    frequency = tuple(c.get("frequency") for c in categories)
-    for category, value in zip(categories, frequency, strict=True):
-        if value not in ("r", "c", "f", None):
-            raise DataError(
-                f"file {path}: category id {category['id']} has frequency {value!r}; "
-                "accepted: 'r', 'c', 'f'"
-            )
-    missing = frequency.count(None)
-    if 0 < missing < len(frequency):
-        logger.warning(
-            f"file {path}: {missing} of {len(frequency)} categories have no `frequency`; "
-            "the groups r, c, f will come from image counts"
-        )
-    return None if missing else frequency
-
-
-def _first_repeated(values):
-    """The first value that came before, or None."""
-    seen = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
 
 
 def _set_metadata(name: str, classes: ClassList, path: str) -> None:
@@ -283,7 +215,7 @@ def _check_images(images: list[dict], path: str) -> None:
                     f"file {path}: image id {image['id']} has {key} {image[key]!r}, "
                     "not a positive whole number"
                 )
-    repeated = _first_repeated(image["id"] for image in images)
+    repeated = first_repeated(image["id"] for image in images)
     if repeated is not None:
         raise DataError(f"file {path}: image id {repeated} is used twice")
 
@@ -439,7 +371,7 @@ def load_records(
                 path, image_root, name, file_format, check, need_images
             )
         else:
-            classes = _read_classes(opened.about["categories"], path)
+            classes = read_classes(opened.about["categories"], path)
             _CLASS_LISTS[_file_key(local)] = classes
             records = _column_records(opened, image_root, name, file_format, need_images)
             Tally.from_rows(opened.about["left_out"]).log(path)
@@ -535,7 +467,7 @@ def _group_by_image(images: list[dict], annotations: list[dict], path: str) -> d
             raise DataError(f"{where(path, ann)}: the file lists no image with that id") from None
     # COCO 2014's (valminus)minival files are known to repeat a few; Detectron2 lets them pass.
     if len(seen) < len(annotations) and "minival" not in os.path.basename(path):
-        repeated = _first_repeated(ann["id"] for ann in annotations)
+        repeated = first_repeated(ann["id"] for ann in annotations)
         images_of = [ann["image_id"] for ann in annotations if ann["id"] == repeated]
         raise DataError(
             f"file {path}: annotation id {repeated} is used twice, "
