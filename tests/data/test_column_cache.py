@@ -7,9 +7,17 @@ import subprocess
 import sys
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
-from lt_det.data import class_counts, dataset_info, get_class_counts, register_lvis_format
+from lt_det.config import add_lt_config
+from lt_det.data import (
+    class_counts,
+    dataset_info,
+    get_class_counts,
+    register_from_config,
+    register_lvis_format,
+)
 from lt_det.data.datasets import column_cache, file_cache
 from lt_det.data.datasets.catalog import get_records, set_cache_dir
 from lt_det.errors import DataError
@@ -215,3 +223,16 @@ def test_counts_ask_for_the_folder_they_were_given(mine, cache, tmp_path, builds
     class_counts.get_class_counts("mine", cache_dir=str(tmp_path / "elsewhere"))
     suffixes = sorted(p.suffix for p in column_files(tmp_path / "elsewhere"))
     assert suffixes == [".columns", ".json"] and column_files(cache) == []
+
+
+def test_the_folder_follows_the_configuration_and_the_environment(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
+    path, root = write_set(tmp_path, small_set())
+    cfg = add_lt_config(get_cfg())
+    cfg.DATASETS.LT.REGISTER = [{"name": "mine", "json": path, "images": root}]
+    for folder in (tmp_path / "named", tmp_path / "root" / "lt_det_cache"):
+        cfg.DATASETS.LT.CACHE_DIR = str(folder) if folder.name == "named" else ""
+        register_from_config(cfg)
+        get_records("mine")
+        assert [p.suffix for p in column_files(folder)] == [".columns"]
+    assert column_files(cache) == []

@@ -173,22 +173,21 @@ class _Reader:
 
 
 def _list_end(buffer: bytes, error: orjson.JSONDecodeError) -> tuple[list, int] | None:
-    """The objects up to the end of the list, and its place, if that is where parsing failed.
+    """The objects up to the end of the list, and where it ends, if that is where parsing failed.
 
     Args:
         buffer: begins after the ``[``.
         error: of ``[`` and the buffer; text after the end of the list is an error there.
     """
     text = b"[%b" % buffer
-    place = (
-        error.pos if text.isascii() else len(text.decode(errors="replace")[: error.pos].encode())
-    )
-    while place > 0 and text[place - 1 : place] in (b" ", b"\t", b"\n", b"\r"):
-        place -= 1
-    if not text.endswith(b"]", 0, place):
+    place = error.pos  # in characters
+    if not text.isascii():
+        place = len(text.decode(errors="replace")[:place].encode())
+    text = text[:place].rstrip(_SPACE)
+    if not text.endswith(b"]"):
         return None
     try:
-        return orjson.loads(text[:place]), place - 1
+        return orjson.loads(text), len(text) - 1
     except orjson.JSONDecodeError:
         return None
 
