@@ -306,10 +306,7 @@ class ColumnBuilder:
         name_sizes = self._write_ragged("file_name", "name", "name_bytes", order, np.uint8)
         if (url_sizes + name_sizes == 0).any():
             raise UnusualEntry("an image without a file")
-        for key, name in (
-            ("neg_category_ids", "absent"),
-            ("not_exhaustive_category_ids", "partial"),
-        ):
+        for name, key in _LISTS.items():
             if self.blocks.get(key):
                 self.blocks[key] = [self._classes_of(self._take(key))]
             else:
