@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from lt_det.data.datasets.catalog import register_lvis_format
+from lt_det.data.datasets.catalog import register_lvis_format, set_cache_dir
 from lt_det.data.datasets.lvis_format import FORMATS
 from lt_det.errors import ConfigError
 
@@ -21,7 +21,7 @@ def register_from_config(cfg) -> list[str]:
     Each entry is ``{name: my_train, json: /path/train.json, images: /path/images, format: lvis}``;
     `format` is "lvis" unless given. ``~`` and environment variables in paths are expanded,
     relative paths start at the current directory. A second call with the same entries changes
-    nothing.
+    nothing. From now on large files are cached in ``DATASETS.LT.CACHE_DIR``.
 
     Returns:
         The names, in the order of the list.
@@ -44,6 +44,7 @@ def register_from_config(cfg) -> list[str]:
             _expand_path(entry["images"], f"{KEY}[{i}].images"),
             file_format=entry.get("format", FORMATS[0]),
         )
+    set_cache_dir(cfg.DATASETS.LT.CACHE_DIR)
     return [entry["name"] for entry in entries]
 
 
