@@ -23,6 +23,7 @@ setup(
         "Pillow>=10",
         "fvcore>=0.1.5",
         "matplotlib>=3.7",
+        "orjson",
         "pycocotools>=2.0.7",
         "tabulate",
         "tensorboard",

@@ -88,7 +88,8 @@ def add_lt_config(cfg: CN) -> CN:
     # r / c / f borders in training images of a class: r <= first, c <= second, f above.
     # Used where the annotation file has no `frequency` of its own.
     cfg.DATASETS.LT.GROUP_BORDERS = (10, 100)
-    # Where class counts are cached. "" is <DETECTRON2_DATASETS>/lt_det_cache.
+    # Where class counts, and the contents of large annotation files, are cached.
+    # "" is <DETECTRON2_DATASETS>/lt_det_cache.
     cfg.DATASETS.LT.CACHE_DIR = ""
 
     cfg.DATALOADER.LT = CN()

@@ -7,13 +7,15 @@ here. Detectron2 has no other rule than `sqrt`, so all are compared with that.
 
 from __future__ import annotations
 
+import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark_common import environment, milliseconds, positive
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from lt_det.data.class_sets import ClassSets, class_sets_from_pairs
@@ -56,10 +58,10 @@ class Annotations:
 def generate(num_images: int, num_annotations: int, num_classes: int) -> Annotations:
     """Classes that fall off like 1 / rank ** 1.3; every image has an annotation."""
     rng = np.random.default_rng(0)
-    rest = rng.integers(0, num_images, num_annotations - num_images)
+    rest = rng.integers(0, num_images, max(num_annotations - num_images, 0))
     images = np.sort(np.concatenate([np.arange(num_images), rest]))
     shares = np.arange(1, num_classes + 1) ** -1.3
-    classes = rng.choice(num_classes, num_annotations, p=shares / shares.sum())
+    classes = rng.choice(num_classes, len(images), p=shares / shares.sum())
     return Annotations(images, classes, num_images, num_classes)
 
 
@@ -116,11 +118,20 @@ def measure(calls: dict[str, tuple[Callable[[], object], str]], repeats: int) ->
     results = [{"name": k, "baseline": base, "ms": []} for k, (_, base) in calls.items()]
     for turn in range(repeats + 1):
         for result, (call, _) in zip(results, calls.values(), strict=True):
-            start = time.perf_counter()
-            call()
+            taken = milliseconds(call)
             if turn:
-                result["ms"].append(1000 * (time.perf_counter() - start))
+                result["ms"].append(taken)
     return results
+
+
+def head(record: dict) -> str:
+    """How it was measured."""
+    problem, env = record["problem"], record["environment"]
+    return (
+        f"{problem['images']} images, {problem['annotations']} annotations, {problem['classes']} "
+        f"classes, {env['cpu']}, {env['threads']} threads, Python {env['python']}, torch "
+        f"{env['torch']}, medians of {problem['repeats']}:"
+    )
 
 
 def table(results: list[dict]) -> str:
@@ -132,3 +143,32 @@ def table(results: list[dict]) -> str:
         ratio = f"{medians[base] / medians[name]:.0f}" if base else "-"
         lines.append(f"| {name} | {medians[name]:.1f} | {base or '-'} | {ratio} |")
     return "\n".join(lines)
+
+
+def run_samplers(args) -> None:
+    """Measure, print the table, write the record."""
+    data = generate(args.images, args.annotations, args.classes)
+    record = {
+        "problem": {
+            "images": args.images,
+            "annotations": args.annotations,
+            "classes": args.classes,
+            "repeats": args.repeats,
+        },
+        "environment": environment("cpu"),
+        "results": measure(cases(data), args.repeats),
+    }
+    print(f"{head(record)}\n\n{table(record['results'])}")
+    if args.output:
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def add_parser(parts) -> None:
+    """Add the subcommand to argparse's `parts`."""
+    samplers = parts.add_parser("samplers", help="factors and epochs of every sampling rule")
+    samplers.add_argument("--images", type=positive, default=IMAGES)
+    samplers.add_argument("--annotations", type=positive, default=ANNOTATIONS)
+    samplers.add_argument("--classes", type=positive, default=CLASSES)
+    samplers.add_argument("--repeats", type=positive, default=9)
+    samplers.add_argument("--output", type=Path, help="JSON file for all samples")
+    samplers.set_defaults(run=run_samplers)

@@ -14,8 +14,12 @@ import re
 import sys
 from pathlib import Path
 
-import benchmark
+import benchmark_loading
+import benchmark_losses
+import benchmark_samplers
 
+from lt_det.data.rules import SAMPLING_RULES, rule_parameters
+from lt_det.data.sampling_preview import preview_tables
 from lt_det.evaluation.results import format_table, markdown, per_class_table, read_record
 from lt_det.losses import LOSS_REGISTRY
 from lt_det.losses.build import loss_parameters
@@ -61,6 +65,22 @@ def losses_table():
     return markdown(lines, left=4)
 
 
+def rules_table():
+    """Every sampling rule with the first line of its documentation."""
+    lines = [["rule", "what", "forms", "parameters"]]
+    for name in SAMPLING_RULES:
+        rule = SAMPLING_RULES.get(name)
+        what = inspect.getdoc(rule).split("\n")[0].rstrip(".").replace("``", "`")
+        params = ", ".join(f"{k}={_number(v)}" for k, v in rule_parameters(name).items())
+        lines.append([f"`{name}`", what, ", ".join(rule.forms), params or "-"])
+    return markdown(lines, left=4)
+
+
+def preview_table():
+    """What rules make of the generated set, from the record of tools/preview_sampling.py."""
+    return preview_tables(json.loads((ROOT / "configs/quick/sampling.json").read_text())["rules"])
+
+
 def _number(value):
     return f"{value:g}" if isinstance(value, float) else value
 
@@ -70,20 +90,30 @@ def benchmark_table(name):
     record = json.loads((BENCHMARKS / f"{name}.json").read_text())
     env, problem = record["environment"], record["problem"]
     results = [
-        benchmark.Measurement(**{k: v for k, v in r.items() if k != "median_ms"})
+        benchmark_losses.Measurement(**{k: v for k, v in r.items() if k != "median_ms"})
         for r in record["results"]
     ]
     return (
         f"{problem['rows']} rows x {problem['classes']} classes, float32, "
         f"{env.get('gpu', env['cpu'])}, {env['threads']} threads, torch {env['torch']}, "
-        f"medians of {len(results[0].ms)}:\n\n{benchmark.table(results)}"
+        f"medians of {len(results[0].ms)}:\n\n{benchmark_losses.table(results)}"
     )
+
+
+def data_table(part, name):
+    """The table of a part of benchmark.py about data, from its record."""
+    record = json.loads((BENCHMARKS / f"{name}.json").read_text())
+    return f"{part.head(record)}\n\n{part.table(record['results'])}"
 
 
 TABLES = {
     "losses": losses_table,
+    "rules": rules_table,
+    "preview": preview_table,
     "benchmark losses": lambda: benchmark_table("losses"),
     "benchmark segmentation": lambda: benchmark_table("losses_segmentation"),
+    "benchmark load-lvis": lambda: data_table(benchmark_loading, "load_lvis"),
+    "benchmark samplers": lambda: data_table(benchmark_samplers, "samplers"),
     "quick": quick_table,
     "quick seeds": seeds_table,
     "quick classes": lambda: per_class_table(quick_records()["eqlv2"]),

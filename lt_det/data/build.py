@@ -9,31 +9,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import (
-    DatasetFromList,
-    MapDataset,
-    MetadataCatalog,
-    build_detection_test_loader,
-)
-from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data import MapDataset, MetadataCatalog, build_detection_test_loader
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from lt_det.data.class_counts import default_cache_dir
 from lt_det.data.class_sets import (
     ClassSets,
-    class_sets_from_records,
     expected_per_class,
 )
 from lt_det.data.datasets import get_records
+from lt_det.data.datasets.file_cache import default_cache_dir
 from lt_det.data.datasets.image_sets import find_image_set, image_records
 from lt_det.data.epochs import EpochOrder
 from lt_det.data.image_cache import CachedImageDataset, load_image_cache
 from lt_det.data.image_mapper import ImageLabelMapper
 from lt_det.data.image_records import ImageListRecords, check_image_records
 from lt_det.data.imbalance import imbalance_factor
-from lt_det.data.mappers import LongTailDatasetMapper, image_class_lists
+from lt_det.data.mappers import LongTailDatasetMapper
+from lt_det.data.records import Records, as_records, drop_unannotated, join_records
 from lt_det.data.rules import SamplingRule, build_rule
 from lt_det.data.samplers import (
     GroupedBatchSampler,
@@ -186,18 +180,21 @@ class SeededDataset(Dataset):
 
 @contextlib.contextmanager
 def seeded_random(*key: int):
-    """Seed numpy's, Python's and torch's global generators from `key`; restore them after."""
+    """Seed numpy's, Python's and torch's CPU generators from `key`; restore them after."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
+    # Not torch.manual_seed, which would seed the generators of CUDA, too: they are the model's.
+    torch_generator = torch.default_generator
+    torch_state = torch_generator.get_state()
     words = np.random.SeedSequence(key).generate_state(4)
-    with torch.random.fork_rng(devices=[]):
-        np.random.seed(words[:2])
-        random.seed(int(words[2]))
-        torch.manual_seed(int(words[3]))
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
+    np.random.seed(words[:2])
+    random.seed(int(words[2]))
+    torch_generator.manual_seed(int(words[3]))
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        torch_generator.set_state(torch_state)
 
 
 def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
@@ -212,17 +209,16 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
             that ``INPUT.MASK_FORMAT`` does not allow.
         DataError: no image is left.
     """
-    names = [name for name in cfg.DATASETS.TRAIN if find_image_set(name)]
-    if names:
+    if any(map(find_image_set, cfg.DATASETS.TRAIN)):
         return _build_image_train_loader(cfg)
-    records = training_records(cfg)
-    if cfg.MODEL.LT.FEDERATED.MODE == "annotated" and not any(map(image_class_lists, records)):
+    records = as_records(training_records(cfg))
+    if cfg.MODEL.LT.FEDERATED.MODE == "annotated" and not records.has_image_lists():
         logger.warning(
             "MODEL.LT.FEDERATED.MODE is 'annotated' but no image of DATASETS.TRAIN has LVIS's "
             "lists of classes: all classes take part everywhere, as with ''."
         )
     dataset = SeededDataset(
-        DatasetFromList(records, copy=False),
+        records,
         mapper or LongTailDatasetMapper(cfg, is_train=True),
         bad_image=cfg.DATALOADER.LT.BAD_IMAGE,
         rank=comm.get_rank(),
@@ -306,17 +302,17 @@ def build_test_loader(cfg, dataset_name: str):
     )
 
 
-def training_records(cfg) -> list[dict]:
+def training_records(cfg) -> Records:
     """Records of all ``DATASETS.TRAIN``, without images that have nothing to learn from."""
-    records = [record for name in cfg.DATASETS.TRAIN for record in get_records(name)]
+    records = join_records([get_records(name) for name in cfg.DATASETS.TRAIN])
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-    if not records:
+        records = drop_unannotated(records)
+    if not len(records):
         raise DataError(
             f"no image with annotations in DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}"
         )
     if cfg.MODEL.MASK_ON:
-        _check_masks(records, cfg.INPUT.MASK_FORMAT)
+        records.check_masks(cfg.INPUT.MASK_FORMAT)
     return records
 
 
@@ -379,11 +375,10 @@ def check_bad_image(value: str) -> None:
         )
 
 
-def class_sets(cfg, records: list[dict]) -> ClassSets:
+def class_sets(cfg, records: Records) -> ClassSets:
     """Classes of each image of the training set."""
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-    ids = (a["category_id"] for r in records for a in r.get("annotations", ()))
-    return class_sets_from_records(records, len(names) if names else 1 + max(ids, default=0))
+    return records.class_sets(len(names) if names else 1 + records.pairs()[1].max(initial=0))
 
 
 def epoch_order(cfg, sets: ClassSets) -> EpochOrder:
@@ -433,23 +428,3 @@ def images_per_pass(cfg, ranks: int | None = None) -> int:
             f"SOLVER.LT.ACCUMULATION_STEPS {passes}"
         )
     return total // (passes * ranks)
-
-
-def _check_masks(records: list[dict], mask_format: str) -> None:
-    """Find masks that Detectron2's mapper would fail on in the middle of training."""
-    for record in records:
-        where = f"image id {record['image_id']} ({record['file_name']})"
-        for annotation in record.get("annotations", ()):
-            mask = annotation.get("segmentation")
-            if annotation.get("iscrowd"):
-                continue  # not trained on
-            if not mask:
-                raise DataError(
-                    f"{where} has an annotation without a mask, box {annotation['bbox']}; "
-                    "MODEL.MASK_ON False trains on boxes alone"
-                )
-            if isinstance(mask, dict) and mask_format == "polygon":
-                raise ConfigError(
-                    f"INPUT.MASK_FORMAT is 'polygon' but {where} has a mask in RLE; "
-                    "set INPUT.MASK_FORMAT bitmask"
-                )

@@ -14,17 +14,16 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from lt_det.data.datasets.catalog import Source, dataset_info, find_source, get_records
+from lt_det.data.datasets.catalog import dataset_info, find_source, get_records
+from lt_det.data.datasets.file_cache import cache_path, default_cache_dir, file_stamp
 from lt_det.data.datasets.lvis_format import parse_json
+from lt_det.data.records import as_records
 from lt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 # Raise it when the rules for what counts change: older caches are then rebuilt.
 CACHE_VERSION = 2
-# Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
-# as counting it.
-HASHED_BYTES = 2**20
 # Class names in a log line.
 NAMES_SHOWN = 5
 
@@ -82,31 +81,9 @@ def count_classes(records: Sequence[dict], num_classes: int) -> tuple[np.ndarray
     Raises:
         DataError: a category id that is not in 0..C-1.
     """
-    ids = [
-        [ann["category_id"] for ann in record.get("annotations", ()) if not ann.get("iscrowd")]
-        for record in records
-    ]
-    per_image = np.array([len(i) for i in ids], dtype=np.int64)
-    classes = np.fromiter((c for i in ids for c in i), dtype=np.int64, count=per_image.sum())
-    image_index = np.repeat(np.arange(len(ids)), per_image)
-    wrong = np.flatnonzero((classes < 0) | (classes >= num_classes))
-    if len(wrong):
-        record = records[image_index[wrong[0]]]
-        raise DataError(
-            f"category id {classes[wrong[0]]} of image {record.get('file_name')} "
-            f"(image id {record.get('image_id')}) is not in 0..{num_classes - 1}"
-        )
-    instances = np.bincount(classes, minlength=num_classes)
-    pairs = np.unique(image_index * num_classes + classes)
-    images = np.bincount(pairs % max(num_classes, 1), minlength=num_classes)
-    return images.astype(np.int64), instances.astype(np.int64)
-
-
-def count_empty(records: Sequence[dict]) -> int:
-    """How many of the dataset dicts have no annotation without `iscrowd`."""
-    return sum(
-        all(ann.get("iscrowd") for ann in record.get("annotations", ())) for record in records
-    )
+    records = as_records(records)
+    images = records.class_sets(num_classes).image_counts()
+    return images, records.instance_counts(num_classes)
 
 
 def fingerprint_of(
@@ -175,12 +152,6 @@ def report_absent_classes(counts: ClassCounts) -> None:
         )
 
 
-def default_cache_dir() -> str:
-    """``$DETECTRON2_DATASETS/lt_det_cache``, with Detectron2's default root ``datasets``."""
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    return os.path.join(root, "lt_det_cache")
-
-
 def _check_same_classes(first: str, a: tuple[str, ...], second: str, b: tuple[str, ...]) -> None:
     if len(a) != len(b):
         raise ConfigError(
@@ -211,20 +182,20 @@ def _counts_of(name: str, cache_dir: str) -> _SetCounts:
     """Counts of one data set, from the cache if it is there and fits the annotation file."""
     source = find_source(name)
     if source is None or not _is_local_file(source.json_file):
-        return _count(name)
-    stamp = source_stamp(source)
-    path = cache_path(source, cache_dir)
+        return _count(name, cache_dir)
+    stamp = file_stamp(source.json_file, version=CACHE_VERSION)
+    path = cache_path(source.json_file, source.file_format, cache_dir, ".json")
     cached = _read_cache(path, stamp)
     if cached is not None:
         return cached
-    counts = _count(name)
+    counts = _count(name, cache_dir)
     _write_cache(path, stamp, counts)
     return counts
 
 
-def _count(name: str) -> _SetCounts:
+def _count(name: str, cache_dir: str) -> _SetCounts:
     """Counts of one data set, from its records."""
-    records = get_records(name, need_images=False)
+    records = get_records(name, need_images=False, cache_dir=cache_dir)
     meta = MetadataCatalog.get(name)
     if meta.get("json_file") is not None and find_source(name) is not None:
         info = dataset_info(name)
@@ -242,9 +213,8 @@ def _count(name: str) -> _SetCounts:
         f"in {len(records)} images of {name}"
     )
     frequency = None if frequency is None else tuple(frequency)
-    return _SetCounts(
-        tuple(names), images, instances, frequency, len(records), count_empty(records)
-    )
+    empty = len(records) - int(records.annotated().sum())
+    return _SetCounts(tuple(names), images, instances, frequency, len(records), empty)
 
 
 # ---- cache -----------------------------------------------------------------------------------
@@ -252,30 +222,6 @@ def _count(name: str) -> _SetCounts:
 
 def _is_local_file(path: str) -> bool:
     return "://" not in path and PathManager.isfile(path)
-
-
-def source_stamp(source: Source) -> dict:
-    """What tells whether an annotation file is still the one that was counted."""
-    stat = os.stat(source.json_file)
-    digest = hashlib.sha256()
-    with open(source.json_file, "rb") as f:
-        digest.update(f.read(HASHED_BYTES))
-        f.seek(max(0, stat.st_size - HASHED_BYTES))
-        digest.update(f.read(HASHED_BYTES))
-    return {
-        "version": CACHE_VERSION,
-        "path": os.path.abspath(source.json_file),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "sha256_of_ends": digest.hexdigest(),
-    }
-
-
-def cache_path(source: Source, cache_dir: str) -> str:
-    """Cache file of an annotation file: its base name and a digest of where it lies."""
-    stem = os.path.splitext(os.path.basename(source.json_file))[0]
-    place = f"{os.path.abspath(source.json_file)}\n{source.file_format}"
-    return os.path.join(cache_dir, f"{stem}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json")
 
 
 def _read_cache(path: str, stamp: dict) -> _SetCounts | None:

@@ -102,9 +102,9 @@ def class_sets_from_pairs(
     images, classes = np.asarray(images, np.int64), np.asarray(classes, np.int64)
     _check_range("image index", images, num_images)
     _check_range("class id", classes, num_classes)
+    # Sorting is several times faster here than numpy.unique, which hashes since numpy 2.3.
     keys = np.sort(images * max(num_classes, 1) + classes)
-    # np.unique goes through a hash table, which takes sixty times as long as the sort.
-    keys = keys[np.concatenate([np.ones(min(len(keys), 1), bool), keys[1:] != keys[:-1]])]
+    keys = keys[np.append(True, np.diff(keys) > 0)[: len(keys)]]
     sizes = np.bincount(keys // max(num_classes, 1), minlength=num_images)
     return ClassSets(_offsets(sizes), keys % max(num_classes, 1), num_classes)
 
@@ -120,46 +120,17 @@ def class_sets_from_labels(labels: Sequence[int] | np.ndarray, num_classes: int)
     return ClassSets(np.arange(len(labels) + 1), labels, num_classes)
 
 
-def class_sets_from_records(records: Sequence[dict], num_classes: int) -> ClassSets:
-    """Class sets from the annotations of Detectron2 dataset dicts. Crowds do not count.
-
-    Raises:
-        DataError: a category id that is not in 0..C-1; the message names the image.
-    """
-    images, classes = _annotated_pairs(records, num_classes)
-    return class_sets_from_pairs(images, classes, len(records), num_classes)
-
-
-def instances_of_pairs(records: Sequence[dict], sets: ClassSets) -> np.ndarray:
+def instances_of_pairs(images: np.ndarray, classes: np.ndarray, sets: ClassSets) -> np.ndarray:
     """(P,) int64, annotations behind each entry of ``sets.classes``.
 
     Args:
-        records: what `sets` was made from with `class_sets_from_records`.
-        sets: of the N images.
+        images: (A,) int64, image index of each annotation.
+        classes: (A,) int64, its class id.
+        sets: what `class_sets_from_pairs` makes of them.
     """
     number = max(sets.num_classes, 1)
-    images, classes = _annotated_pairs(records, sets.num_classes)
     keys = sets.image_of_pair() * number + sets.classes
     return np.bincount(np.searchsorted(keys, images * number + classes), minlength=len(keys))
-
-
-def _annotated_pairs(records: Sequence[dict], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image index and class id of all annotations but crowds, two (any,) int64 arrays."""
-    ids = [
-        [ann["category_id"] for ann in record.get("annotations", ()) if not ann.get("iscrowd")]
-        for record in records
-    ]
-    per_image = np.array([len(i) for i in ids], dtype=np.int64)
-    classes = np.fromiter((c for i in ids for c in i), dtype=np.int64, count=per_image.sum())
-    images = np.repeat(np.arange(len(ids)), per_image)
-    wrong = np.flatnonzero((classes < 0) | (classes >= num_classes))
-    if len(wrong):
-        record = records[images[wrong[0]]]
-        raise DataError(
-            f"category id {classes[wrong[0]]} of image {record.get('file_name')} "
-            f"(image id {record.get('image_id')}) is not in 0..{num_classes - 1}"
-        )
-    return images, classes
 
 
 def expected_per_class(

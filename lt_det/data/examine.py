@@ -14,7 +14,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lt_det.data.class_counts import (
     ClassCounts,
-    default_cache_dir,
     fingerprint_of,
     get_class_counts,
     report_absent_classes,
@@ -22,11 +21,11 @@ from lt_det.data.class_counts import (
 from lt_det.data.class_sets import (
     ClassSets,
     class_sets_from_labels,
-    class_sets_from_records,
     instances_of_pairs,
 )
 from lt_det.data.datasets.catalog import find_source, get_records, register_lvis_format
 from lt_det.data.datasets.class_names import read_class_names
+from lt_det.data.datasets.file_cache import default_cache_dir
 from lt_det.data.datasets.image_list import read_image_list
 from lt_det.data.datasets.label_maps import LabelMaps, count_label_maps, read_label_maps
 from lt_det.data.datasets.lvis_format import check_format
@@ -196,9 +195,9 @@ def _annotations(name: str, source: str, cache_dir: str, borders: Sequence[int])
     counts = replace(counts, source=source)
 
     def load_pairs():
-        records = get_records(name, need_images=False)
-        sets = class_sets_from_records(records, len(counts.names))
-        return sets, instances_of_pairs(records, sets)
+        records = get_records(name, need_images=False, cache_dir=cache_dir)
+        sets = records.class_sets(len(counts.names))
+        return sets, instances_of_pairs(*records.pairs(), sets)
 
     return Examined(JSON, counts, None, load_pairs)
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from lt_det.data.epochs import EpochOrder
+from lt_det.data.records import Records
 
 
 class SampleKey(NamedTuple):
@@ -131,6 +132,6 @@ def _state_after(key: SampleKey, open_batches: dict[int, list[SampleKey]]) -> di
     }
 
 
-def aspect_ratio_groups(records: list[dict]) -> np.ndarray:
+def aspect_ratio_groups(records: Records) -> np.ndarray:
     """(N,) 0 for images wider than high, 1 for the others, as in Detectron2."""
-    return np.fromiter((r["width"] <= r["height"] for r in records), np.int64, len(records))
+    return (records.widths <= records.heights).astype(np.int64)

@@ -7,7 +7,8 @@ from lt_det.data.datasets import catalog
 @pytest.fixture(autouse=True)
 def clean_catalogs():
     """Forget what a test registers."""
-    tables = (DatasetCatalog, MetadataCatalog, catalog._SOURCES, catalog._PREPARE)
+    ours = (catalog._SOURCES, catalog._PREPARE, catalog._SETTINGS)
+    tables = (DatasetCatalog, MetadataCatalog, *ours)
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lt_det.data import class_counts, count_classes, get_class_counts, register_lvis_format
 from lt_det.data.class_counts import fingerprint_of
+from lt_det.data.datasets import file_cache
 from lt_det.errors import ConfigError, DataError
 from tests.data.small_sets import annotation, random_set, small_set, write_set
 
@@ -306,7 +307,7 @@ def test_a_changed_file_is_counted_again(mine, tmp_path, reads, caplog):
 @pytest.mark.parametrize("keep_time, hashed", [(True, 10_000), (True, 300), (False, 1)])
 def test_a_change_of_the_same_size_is_noticed(mine, tmp_path, monkeypatch, keep_time, hashed):
     # By the hash of the whole file, by that of its end, by the time alone.
-    monkeypatch.setattr(class_counts, "HASHED_BYTES", hashed)
+    monkeypatch.setattr(file_cache, "HASHED_BYTES", hashed)
     cache = str(tmp_path / "cache")
     get_class_counts("mine", cache_dir=cache)
     stat = os.stat(mine)

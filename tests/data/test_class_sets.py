@@ -7,10 +7,10 @@ from lt_det.data.class_sets import (
     ClassSets,
     class_sets_from_labels,
     class_sets_from_pairs,
-    class_sets_from_records,
     concatenate,
     instances_of_pairs,
 )
+from lt_det.data.records import ListRecords
 from lt_det.errors import DataError
 
 # Images without classes first, in the middle (two in a row), last, everywhere, nowhere.
@@ -85,19 +85,21 @@ def test_records_with_crowds_repeats_and_nothing():
         {"annotations": []},
         {"annotations": [{"category_id": 1, "iscrowd": 1}, {"category_id": 3, "iscrowd": 0}]},
     ]
-    sets = class_sets_from_records(records, 4)
+    records = ListRecords(records)
+    sets = records.class_sets(4)
     assert lists(sets) == [[0, 2], [], [], [3]]
-    assert instances_of_pairs(records, sets).tolist() == [1, 2, 1]
+    assert instances_of_pairs(*records.pairs(), sets).tolist() == [1, 2, 1]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_instances_of_pairs_against_a_loop(seed):
     rng = np.random.default_rng(seed)
     drawn = [rng.integers(0, 9, rng.integers(0, 8)).tolist() for _ in range(40)]
-    records = [{"annotations": [{"category_id": c} for c in image]} for image in drawn]
-    sets = class_sets_from_records(records, 9)
+    images = np.repeat(np.arange(40), [len(image) for image in drawn])
+    classes = np.array([c for image in drawn for c in image])
+    sets = class_sets_from_pairs(images, classes, 40, 9)
     expected = [image.count(c) for image in drawn for c in sorted(set(image))]
-    assert instances_of_pairs(records, sets).tolist() == expected
+    assert instances_of_pairs(images, classes, sets).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -126,7 +128,7 @@ def test_labels_and_records_out_of_range_are_named():
         class_sets_from_labels([0, 4], 4)
     record = {"file_name": "b.png", "image_id": 7, "annotations": [{"category_id": 4}]}
     with pytest.raises(DataError, match=r"category id 4 of image b.png \(image id 7\)"):
-        class_sets_from_records([{}, record], 4)
+        ListRecords([{}, record]).class_sets(4)
 
 
 # ---- values of images ------------------------------------------------------------------------

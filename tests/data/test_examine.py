@@ -263,7 +263,9 @@ def test_options_without_effect_are_refused(json_file, maps, list_file, tmp_path
 def test_counts_are_cached_and_a_changed_file_is_noticed(json_file, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     reads, count = [], class_counts._count
-    monkeypatch.setattr(class_counts, "_count", lambda name: reads.append(name) or count(name))
+    monkeypatch.setattr(
+        class_counts, "_count", lambda name, *a: reads.append(name) or count(name, *a)
+    )
     cache = str(tmp_path / "cache")
     first = examine(json_file, cache_dir=cache)
     again = examine(json_file, cache_dir=cache)

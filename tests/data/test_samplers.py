@@ -7,6 +7,7 @@ import pytest
 
 from lt_det.data.class_sets import class_sets_from_labels
 from lt_det.data.epochs import RepeatOrder
+from lt_det.data.records import ListRecords
 from lt_det.data.rules import SAMPLING_RULES, build_rule
 from lt_det.data.samplers import (
     GroupedBatchSampler,
@@ -118,4 +119,4 @@ def test_grouping_loses_and_repeats_nothing():
 
 def test_wide_images_are_group_zero():
     records = [dict(width=3, height=2), dict(width=2, height=2), dict(width=1, height=2)]
-    assert aspect_ratio_groups(records).tolist() == [0, 1, 1]
+    assert aspect_ratio_groups(ListRecords(records)).tolist() == [0, 1, 1]

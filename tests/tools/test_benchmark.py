@@ -1,8 +1,6 @@
 """tools/benchmark.py: what it compares computes the same, and its memory counter counts."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +8,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lt_det.data.rules import SAMPLING_RULES
 from lt_det.losses import LOSS_REGISTRY, build_loss
+from tests.tools.load import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools/benchmark.py"
+command = load_tool("benchmark")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+    return command.benchmark_losses
 
 
 RELEASED = [name for name in ("EQLv2", "EFL", "SoftmaxEQL") if name in LOSS_REGISTRY]
@@ -111,7 +107,7 @@ def test_memory_held_in_backward_counts(script):
 def test_the_table_has_every_registered_loss(script, tmp_path, capsys):
     output = tmp_path / "record.json"
     arguments = ["losses", "--rows", "12", "--classes", "7", "--repeats", "3"]
-    assert script.main([*arguments, "--output", str(output)]) == 0
+    assert command.main([*arguments, "--output", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
     assert set(LOSS_REGISTRY) < set(names)
@@ -126,7 +122,7 @@ def test_the_table_has_every_registered_loss(script, tmp_path, capsys):
 
 def test_segmentation_compares_the_losses_used_there_without_background(script, capsys):
     arguments = ["losses", "--segmentation", "--rows", "12", "--classes", "7", "--repeats", "1"]
-    assert script.main(arguments) == 0
+    assert command.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split("|")[1].strip() for line in lines if line.startswith("|")}
     ours = {name for name in script.SEGMENTATION_LOSSES if name in LOSS_REGISTRY}
@@ -144,7 +140,7 @@ def test_ratios_are_those_of_the_medians(script):
 
 
 def test_an_unknown_loss_is_one_line(script, capsys):
-    assert script.main(["losses", "--only", "EQLv3"]) == 1
+    assert command.main(["losses", "--only", "EQLv3"]) == 1
     assert "unknown loss 'EQLv3'" in capsys.readouterr().err
 
 
@@ -178,3 +174,86 @@ def test_the_released_style_is_the_released_loss(script, name):
         for sums, key in [(released.pos, "pos_grad"), (released.neg, "neg_grad")]:
             expected = torch.as_tensor(data[f"s{t}_{key}_f64"])
             torch.testing.assert_close(sums[:classes].double(), expected.double(), **tolerance)
+
+
+# ---- load-lvis -------------------------------------------------------------------------------
+
+
+def test_the_generated_file_is_the_same_each_time_and_of_lvis_form(tmp_path):
+    loading = command.benchmark_loading
+    for name in ("a", "b"):
+        loading.write_lvis(tmp_path / name, 30)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    data = json.loads((tmp_path / "a").read_text())
+    assert list(data) == ["info", "annotations", "images", "categories"]
+    assert len(data["images"]) == 30 and len(data["categories"]) == 1203
+    assert len(data["annotations"]) == round(30 * 1_281_912 / 100_170)
+    values = [v for ann in data["annotations"] for polygon in ann["segmentation"] for v in polygon]
+    assert all(v == round(v, 2) for v in values)
+
+
+def test_starts_are_measured_and_their_records_compared(tmp_path, capsys):
+    output = tmp_path / "record.json"
+    arguments = ["load-lvis", "--images", "120", "--repeats", "1", "--output", str(output)]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(output.read_text())
+    results = record["results"]
+    assert results["records_equal"] is True and results["factors_equal"] is True
+    # All images with annotations, and nothing else, however they are read.
+    assert {run["images"] for runs in results["starts"].values() for run in runs} == {120}
+    assert command.benchmark_loading.table(results) in printed
+    assert record["problem"]["images"] == 120
+
+
+def test_the_loading_table_has_ratios_of_medians():
+    def runs(*seconds):
+        return [{"seconds": s, "peak_mb": 1000 * s} for s in seconds]
+
+    results = {
+        "starts": {"detectron2": runs(9, 8, 1), "first": runs(2), "later": runs(0.5)},
+        "record_us": {"detectron2": 20, "lt_det": 25},
+        "records_equal": True,
+        "factors_equal": False,
+    }
+    table = command.benchmark_loading.table(results)
+    assert "| lt_det, first start | 2.00 | 4.0 | 2000 | 0.25 |" in table
+    assert "lt_det 25 us (1.25x). Records are equal, repeat factors are NOT equal." in table
+
+
+# ---- samplers ----------------------------------------------------------------------------------
+
+
+def test_samplers_are_measured_for_every_rule_and_form(tmp_path, capsys):
+    output = tmp_path / "record.json"
+    arguments = ["samplers", "--images", "60", "--annotations", "300", "--classes", "9"]
+    assert command.main([*arguments, "--repeats", "2", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    names = {result["name"] for result in record["results"]}
+    for rule in SAMPLING_RULES:
+        for form in SAMPLING_RULES.get(rule).forms:
+            assert f"{rule} ({form}), class sets and factors" in names
+    assert all(len(result["ms"]) == 2 for result in record["results"])
+    assert command.benchmark_samplers.table(record["results"]) in capsys.readouterr().out
+
+
+def test_columns_and_dicts_of_the_samplers_benchmark_hold_the_same():
+    data = command.benchmark_samplers.generate(40, 200, 7)
+    sets, records = data.sets(), data.records()
+    assert sum(len(r["annotations"]) for r in records) == 200 and len(sets) == 40
+    for k, record in enumerate(records):
+        assert sets[k].tolist() == sorted({a["category_id"] for a in record["annotations"]})
+
+
+def test_factors_that_are_not_detectron2s_stop_the_benchmark():
+    with pytest.raises(ValueError, match="not those of Detectron2"):
+        command.benchmark_samplers.check_equal(np.ones(3), np.array([1, 1, 2]))
+
+
+def test_the_samplers_table_has_ratios_of_medians():
+    results = [
+        {"name": "theirs", "baseline": "", "ms": [30.0, 20.0, 100.0]},
+        {"name": "ours", "baseline": "theirs", "ms": [2.0, 2.5, 9.0]},
+    ]
+    table = command.benchmark_samplers.table(results)
+    assert "| theirs | 30.0 | - | - |" in table and "| ours | 2.5 | theirs | 12 |" in table

@@ -46,6 +46,18 @@ class Tally:
         self.counts[kind] += count
         self.examples.setdefault(kind, (ann["id"], ann["image_id"]))
 
+    def rows(self) -> list[list]:
+        """[*kind, count, annotation id, image id of the example] of each kind, for JSON."""
+        return [[*kind, count, *self.examples[kind]] for kind, count in self.counts.items()]
+
+    @classmethod
+    def from_rows(cls, rows: list[list]) -> Tally:
+        """What `rows` came from."""
+        tally = cls()
+        for *kind, count, ann_id, image_id in rows:
+            tally.add(tuple(kind), {"id": ann_id, "image_id": image_id}, count)
+        return tally
+
     def log(self, path: str) -> None:
         """One warning per kind."""
         for kind, count in self.counts.items():
@@ -141,7 +153,7 @@ def _convert_mask(ann: dict, image: dict, path: str, check: bool, tally: Tally):
     return polygons
 
 
-def _convert_keypoints(keypoints: list) -> list:
+def convert_keypoints(keypoints: list) -> list:
     """Pixel indices to coordinates of pixel centres, as Detectron2 does; visibility stays."""
     return [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
 
@@ -208,7 +220,7 @@ def _convert_annotation(
     if file_format == "coco" and "iscrowd" in ann:
         obj["iscrowd"] = ann["iscrowd"]
     if file_format == "coco" and ann.get("keypoints"):
-        obj["keypoints"] = _convert_keypoints(ann["keypoints"])
+        obj["keypoints"] = convert_keypoints(ann["keypoints"])
     if ann.get("segmentation"):
         obj["segmentation"] = _convert_mask(ann, image, path, check, tally)
         if not obj["segmentation"]:

@@ -9,7 +9,9 @@ from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from lt_det.data.datasets.lvis_format import check_format, class_list, load_lvis_format
+from lt_det.data.datasets.file_cache import default_cache_dir
+from lt_det.data.datasets.lvis_format import check_format, class_list, load_records
+from lt_det.data.records import ListRecords, Records
 from lt_det.errors import ConfigError
 
 
@@ -50,6 +52,9 @@ class DatasetInfo:
     category_ids: list[int]
     frequency: list[str] | None
 
+
+# Where the columns of large annotation files are kept; "" = the default folder.
+_SETTINGS = {"cache_dir": ""}
 
 # What register_lvis_format has registered, and what has to run before a set's first load.
 _SOURCES: dict[str, Source] = {}
@@ -94,7 +99,7 @@ def register_lvis_format(
         evaluator_type="lvis",
         lt_format=file_format,
     )
-    DatasetCatalog.register(name, partial(get_records, name))
+    DatasetCatalog.register(name, partial(_list_records, name))
     _SOURCES[name] = source
     if prepare is not None:
         _PREPARE[name] = prepare
@@ -135,11 +140,30 @@ def _unknown_dataset(name: str) -> str:
     )
 
 
-def get_records(name: str, *, need_images: bool = True) -> list[dict]:
+def set_cache_dir(cache_dir: str) -> None:
+    """Keep columns there from now on; "" = ``$DETECTRON2_DATASETS/lt_det_cache``.
+
+    A setting of the process, as the catalogues are: Detectron2 asks them for a data set by its
+    name alone.
+    """
+    _SETTINGS["cache_dir"] = cache_dir
+
+
+def _cache_dir() -> str:
+    return _SETTINGS["cache_dir"] or default_cache_dir()
+
+
+def get_records(name: str, *, need_images: bool = True, cache_dir: str | None = None) -> Records:
     """Records of a registered set, checked as in `load_lvis_format` if it is in JSON form.
 
     Built-in ``lvis_*`` and ``coco_*`` sets are read with the same checks; sets with a loader of
     their own are read with it.
+
+    Args:
+        name: registered name.
+        need_images: the image folder has to exist.
+        cache_dir: where the columns of large files are kept; None or "" is the folder of
+            ``DATASETS.LT.CACHE_DIR``.
 
     Raises:
         ConfigError: no set has that name; the message lists near ones.
@@ -147,14 +171,20 @@ def get_records(name: str, *, need_images: bool = True) -> list[dict]:
     """
     source = find_source(name)
     if source is None:
-        return DatasetCatalog.get(name)
-    return load_lvis_format(
+        return ListRecords(DatasetCatalog.get(name))
+    return load_records(
         source.json_file,
         source.image_root,
         name=name,
         file_format=source.file_format,
         need_images=need_images,
+        cache_dir=cache_dir or _cache_dir(),
     )
+
+
+def _list_records(name: str) -> list[dict]:
+    """What Detectron2's own tools get: they index, change and measure a list."""
+    return list(get_records(name))
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -166,7 +196,7 @@ def dataset_info(name: str) -> DatasetInfo:
         ConfigError: no set has that name, or it has no annotation file.
         MissingFileError, DataError: see `load_lvis_format`.
     """
-    find_source(name)
+    source = find_source(name)
     meta = MetadataCatalog.get(name)
     path = meta.get("json_file")
     if path is None:
@@ -174,7 +204,8 @@ def dataset_info(name: str) -> DatasetInfo:
             f"data set {name!r} has no annotation file in LVIS or COCO form "
             "(`json_file` in its metadata)"
         )
-    classes = class_list(str(path), name)
+    file_format = None if source is None else source.file_format
+    classes = class_list(str(path), name, file_format=file_format, cache_dir=_cache_dir())
     return DatasetInfo(
         name=name,
         json_file=str(path),

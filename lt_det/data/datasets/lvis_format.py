@@ -15,18 +15,17 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import orjson
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from lt_det.data.datasets.annotations import Tally, convert_annotations, note_missing_masks, where
+from lt_det.data.datasets.categories import ClassList, first_repeated, read_classes
+from lt_det.data.datasets.column_cache import OpenColumns, open_columns
+from lt_det.data.datasets.columns import image_path
+from lt_det.data.records import ColumnRecords, ListRecords, Records
 from lt_det.errors import ConfigError, DataError, MissingFileError
-
-try:
-    import orjson
-except ImportError:
-    orjson = None
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +53,10 @@ def parse_json(raw: bytes, path: str):
     Raises:
         DataError: not JSON; the message names file, line, column and character.
     """
-    if orjson is not None:
-        try:
-            return orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            pass  # NaN, which `json` reads, or broken text, whose place `json` tells
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass  # NaN, which `json` reads, or broken text, whose place `json` tells
     try:
         return json.loads(raw)
     except UnicodeDecodeError as e:
@@ -119,26 +117,12 @@ def _read_annotation_file(path: str, name: str | None) -> tuple[dict, ClassList]
         for i, entry in enumerate(data[field]):
             if not isinstance(entry, dict):
                 raise DataError(f"file {path}: entry {i} of {field!r} is {entry!r}, not an object")
-    classes = _read_classes(data["categories"], path)
+    classes = read_classes(data["categories"], path)
     _CLASS_LISTS[key] = classes
     return data, classes
 
 
 # ---- class list ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ClassList:
-    """The category list of a file, in order of id: (C,) each."""
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    synonyms: tuple[str, ...]  # first synonym, or the name: what Detectron2 calls an LVIS class
-    frequency: tuple[str, ...] | None
-
-    def contiguous(self) -> dict[int, int]:
-        """Category id -> class id 0..C-1."""
-        return {category_id: i for i, category_id in enumerate(self.ids)}
 
 
 # Class lists of files read in this process, by path, modification time and size.
@@ -150,67 +134,29 @@ def _file_key(local: str) -> tuple[str, int, int]:
     return os.path.abspath(local), stat.st_mtime_ns, stat.st_size
 
 
-def class_list(path: str, name: str) -> ClassList:
-    """Class list of an annotation file; see `catalog.dataset_info`."""
-    key = _file_key(_local_annotation_file(path, name))
+def class_list(
+    path: str, name: str, *, file_format: str | None = None, cache_dir: str | None = None
+) -> ClassList:
+    """Class list of an annotation file; see `catalog.dataset_info`.
+
+    Args:
+        path: annotation file.
+        name: of the data set, for messages.
+        file_format: "lvis" or "coco": what the file has to be in order to be read into columns,
+            and these cached; None = only its categories matter.
+        cache_dir: see `load_records`.
+    """
+    local = _local_annotation_file(path, name)
+    key = _file_key(local)
     if key not in _CLASS_LISTS:
         with _gc_paused():
-            return _read_annotation_file(path, name)[1]
+            opened = None
+            if file_format is not None:
+                opened = _open(local, path, name, file_format, True, cache_dir)
+            if opened is None:
+                return _read_annotation_file(path, name)[1]
+            _CLASS_LISTS[key] = read_classes(opened.about["categories"], path)
     return _CLASS_LISTS[key]
-
-
-def _read_classes(categories: list[dict], path: str) -> ClassList:
-    """The class list, sorted by category id.
-
-    Raises:
-        DataError: no category, a category without `id` or `name`, an id that is used twice,
-            a frequency other than r, c, f.
-    """
-    if not categories:
-        raise DataError(f"file {path}: lists no category")
-    for i, category in enumerate(categories):
-        for key in ("id", "name"):
-            if key not in category:
-                raise DataError(f"file {path}: category number {i} lacks the key {key!r}")
-        if not isinstance(category["id"], int):
-            raise DataError(f"file {path}: category id {category['id']!r} is not a whole number")
-    ordered = sorted(categories, key=lambda c: c["id"])
-    ids = tuple(c["id"] for c in ordered)
-    names = tuple(str(c["name"]) for c in ordered)
-    repeated = _first_repeated(ids)
-    if repeated is not None:
-        raise DataError(f"file {path}: category id {repeated} is used twice")
-    if len(set(names)) < len(names):
-        logger.warning(f"file {path}: several categories are named {_first_repeated(names)!r}")
-    synonyms = tuple((c.get("synonyms") or [n])[0] for c, n in zip(ordered, names, strict=True))
-    return ClassList(ids, names, synonyms, _read_frequency(ordered, path))
-
-
-def _read_frequency(categories: list[dict], path: str) -> tuple[str, ...] | None:
-    frequency = tuple(c.get("frequency") for c in categories)
-    for category, value in zip(categories, frequency, strict=True):
-        if value not in ("r", "c", "f", None):
-            raise DataError(
-                f"file {path}: category id {category['id']} has frequency {value!r}; "
-                "accepted: 'r', 'c', 'f'"
-            )
-    missing = frequency.count(None)
-    if 0 < missing < len(frequency):
-        logger.warning(
-            f"file {path}: {missing} of {len(frequency)} categories have no `frequency`; "
-            "the groups r, c, f will come from image counts"
-        )
-    return None if missing else frequency
-
-
-def _first_repeated(values):
-    """The first value that came before, or None."""
-    seen = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
 
 
 def _set_metadata(name: str, classes: ClassList, path: str) -> None:
@@ -269,15 +215,9 @@ def _check_images(images: list[dict], path: str) -> None:
                     f"file {path}: image id {image['id']} has {key} {image[key]!r}, "
                     "not a positive whole number"
                 )
-    repeated = _first_repeated(image["id"] for image in images)
+    repeated = first_repeated(image["id"] for image in images)
     if repeated is not None:
         raise DataError(f"file {path}: image id {repeated} is used twice")
-
-
-def _image_path(image: dict, key: str, image_root: str) -> str:
-    """Path of an image by its `coco_url` (last two components) or its `file_name`."""
-    parts = image[key].split("/")[-2:] if key == "coco_url" else [image[key]]
-    return os.path.join(image_root, *parts)
 
 
 def _name_keys(first: dict, image_root: str, file_format: str, look: bool) -> tuple[str, str]:
@@ -289,7 +229,7 @@ def _name_keys(first: dict, image_root: str, file_format: str, look: bool) -> tu
     """
     keys = ("coco_url", "file_name") if file_format == "lvis" else ("file_name", "coco_url")
     if look and all(first.get(key) for key in keys):
-        found = [PathManager.isfile(_image_path(first, key, image_root)) for key in keys]
+        found = [PathManager.isfile(image_path(image_root, key, first[key])) for key in keys]
         if found == [False, True]:
             return keys[::-1]
     return keys
@@ -311,7 +251,7 @@ def _image_paths(
             raise DataError(
                 f"file {path}: image id {image['id']} has neither 'coco_url' nor 'file_name'"
             )
-        paths.append(_image_path(image, key, image_root))
+        paths.append(image_path(image_root, key, image[key]))
     return paths
 
 
@@ -391,20 +331,95 @@ def load_lvis_format(
             unknown image or category, an image without a size, a mask of another size than the
             image.
     """
+    return list(
+        load_records(
+            json_file,
+            image_root,
+            name=name,
+            file_format=file_format,
+            check=check,
+            need_images=need_images,
+        )
+    )
+
+
+def load_records(
+    json_file: str,
+    image_root: str,
+    *,
+    name: str | None = None,
+    file_format: str = "lvis",
+    check: bool = True,
+    need_images: bool = True,
+    cache_dir: str | None = None,
+) -> Records:
+    """What `load_lvis_format` gives, as columns that make each dict when it is asked for.
+
+    It has one argument more: `cache_dir`, where the columns of large files are kept, so that a
+    later call maps them into memory; None or "" = nowhere.
+
+    Raises:
+        ConfigError, MissingFileError, DataError: see there.
+    """
     check_format(file_format, name)
     path, image_root = str(json_file), str(image_root)
+    local = _local_annotation_file(path, name)
     with _gc_paused():
-        data, classes = _read_annotation_file(path, name)
-        _check_images(data["images"], path)
-        data["images"].sort(key=lambda image: image["id"])
-        names = _image_paths(data["images"], image_root, file_format, path, look=need_images)
-        if need_images:
-            _check_image_folder(image_root, names[0], name)
-        records = _build_records(data, names, classes.contiguous(), file_format, path, check)
+        opened = _open(local, path, name, file_format, check, cache_dir)
+        if opened is None:
+            classes, records = _load_entries(
+                path, image_root, name, file_format, check, need_images
+            )
+        else:
+            classes = read_classes(opened.about["categories"], path)
+            _CLASS_LISTS[_file_key(local)] = classes
+            records = _column_records(opened, image_root, name, file_format, need_images)
+            Tally.from_rows(opened.about["left_out"]).log(path)
     if name:
         _set_metadata(name, classes, path)
     logger.info(f"Loaded {len(records)} images from {json_file} ({file_format} format)")
     return records
+
+
+def _open(
+    local: str, path: str, name: str | None, file_format: str, check: bool, cache_dir: str | None
+) -> OpenColumns | None:
+    def read_whole():
+        data, _ = _read_annotation_file(path, name)
+        for key in ("images", "annotations", "categories"):
+            yield key, data[key]
+
+    return open_columns(local, file_format, check, cache_dir, read_whole)
+
+
+def _column_records(
+    opened: OpenColumns, image_root: str, name: str | None, file_format: str, need_images: bool
+) -> ColumnRecords:
+    first = {key: opened.columns.image_name(0, key) for key in ("coco_url", "file_name")}
+    records = ColumnRecords(
+        opened.columns,
+        image_root,
+        _name_keys(first, image_root, file_format, look=need_images),
+        with_lists=file_format == "lvis",
+        source=None if opened.path is None else (opened.path, opened.about),
+    )
+    if need_images:
+        _check_image_folder(image_root, records.file_name(0), name)
+    return records
+
+
+def _load_entries(
+    path: str, image_root: str, name: str | None, file_format: str, check: bool, need_images: bool
+) -> tuple[ClassList, ListRecords]:
+    """Records of a file whose entries are wrong, which is an error here, or fit no column."""
+    data, classes = _read_annotation_file(path, name)
+    _check_images(data["images"], path)
+    data["images"].sort(key=lambda image: image["id"])
+    names = _image_paths(data["images"], image_root, file_format, path, look=need_images)
+    if need_images:
+        _check_image_folder(image_root, names[0], name)
+    records = _build_records(data, names, classes.contiguous(), file_format, path, check)
+    return classes, ListRecords(records)
 
 
 def _build_records(
@@ -452,7 +467,7 @@ def _group_by_image(images: list[dict], annotations: list[dict], path: str) -> d
             raise DataError(f"{where(path, ann)}: the file lists no image with that id") from None
     # COCO 2014's (valminus)minival files are known to repeat a few; Detectron2 lets them pass.
     if len(seen) < len(annotations) and "minival" not in os.path.basename(path):
-        repeated = _first_repeated(ann["id"] for ann in annotations)
+        repeated = first_repeated(ann["id"] for ann in annotations)
         images_of = [ann["image_id"] for ann in annotations if ann["id"] == repeated]
         raise DataError(
             f"file {path}: annotation id {repeated} is used twice, "

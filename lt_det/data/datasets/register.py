@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from lt_det.data.datasets.catalog import register_lvis_format
+from lt_det.data.datasets.catalog import register_lvis_format, set_cache_dir
 from lt_det.data.datasets.image_sets import ImageSet, register_image_set
 from lt_det.data.datasets.lvis_format import FORMATS
 from lt_det.errors import ConfigError
@@ -26,7 +26,7 @@ def register_from_config(cfg) -> list[str]:
     ``{name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}``,
     where the file of class names may be left out. ``~`` and environment variables in paths are
     expanded, relative paths start at the current directory. A second call with the same entries
-    changes nothing.
+    changes nothing. From now on large files are cached in ``DATASETS.LT.CACHE_DIR``.
 
     Returns:
         The names, in the order of the list.
@@ -59,6 +59,7 @@ def register_from_config(cfg) -> list[str]:
                 paths["images"],
                 file_format=entry.get("format", FORMATS[0]),
             )
+    set_cache_dir(cfg.DATASETS.LT.CACHE_DIR)
     return [entry["name"] for entry in entries]
 
 

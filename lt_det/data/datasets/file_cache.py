@@ -1,0 +1,68 @@
+"""Files that are kept beside the data: where they lie, and what they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+
+from iopath.common.file_io import file_lock
+from portalocker.exceptions import BaseLockException
+
+logger = logging.getLogger(__name__)
+
+# Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
+# as counting it.
+HASHED_BYTES = 2**20
+
+
+def default_cache_dir() -> str:
+    """``$DETECTRON2_DATASETS/lt_det_cache``, with Detectron2's default root ``datasets``."""
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    return os.path.join(root, "lt_det_cache")
+
+
+def file_stamp(path: str, **more) -> dict:
+    """What tells whether a file is still the one that something was made from.
+
+    Args:
+        path: the file.
+        **more: what else has to be the same, such as a version; values that JSON can hold.
+    """
+    stat = os.stat(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        digest.update(f.read(HASHED_BYTES))
+        f.seek(max(0, stat.st_size - HASHED_BYTES))
+        digest.update(f.read(HASHED_BYTES))
+    return {
+        **more,
+        "path": os.path.abspath(path),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256_of_ends": digest.hexdigest(),
+    }
+
+
+def cache_path(path: str, kind: str, cache_dir: str, suffix: str) -> str:
+    """A file's cache file: its base name and a digest of where it lies and of `kind`."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    place = hashlib.sha256(f"{os.path.abspath(path)}\n{kind}".encode()).hexdigest()[:12]
+    return os.path.join(cache_dir, f"{stem}-{place}{suffix}")
+
+
+@contextlib.contextmanager
+def lock_if_possible(path: str) -> Iterator[None]:
+    """Wait until no other process is inside with this path.
+
+    Where the folder cannot be written or its file system knows no locks, nobody waits: the work
+    inside is then done more than once, so it has to be right all the same.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path))
+        except (OSError, BaseLockException) as e:
+            logger.info(f"{path} is not locked: {e}")
+        yield
