@@ -192,9 +192,9 @@ def test_wrong_values_are_named(options, tmp_path, what, monkeypatch):
         train("ce", options, tmp_path / "run", *more)
 
 
-@pytest.mark.parametrize("cache_mb", ["0", "64"], ids=["files", "memory"])
+@pytest.mark.parametrize("kind,cache_mb", [("files", "0"), ("memory", "64")])
 def test_a_broken_image_stops_or_is_skipped_and_counted(
-    options, images, tmp_path, cache_mb, caplog
+    options, images, tmp_path, kind, cache_mb, caplog
 ):
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
