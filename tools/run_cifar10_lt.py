@@ -83,6 +83,7 @@ def main(argv=None):
     parser.add_argument("--records", type=Path, default=ROOT / "configs/cifar10_lt_results")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
+    args.workdir = args.workdir.resolve()  # runs start in the repository
     if args.opts[:1] == ["--"]:
         args.opts = args.opts[1:]
     try:
