@@ -81,6 +81,21 @@ def prepare_image_set(name: str) -> None:
         _PREPARE_SET[name]()
 
 
+def check_list_file(name: str) -> ImageSet:
+    """The set of that name, whose list file is there.
+
+    Raises:
+        MissingFileError: it is not.
+    """
+    image_set = find_image_set(name)
+    if not os.path.isfile(image_set.list_file):
+        raise MissingFileError(
+            f"list file {image_set.list_file} of data set {name!r} does not exist (looked for "
+            f"{os.path.abspath(image_set.list_file)}). {image_set.hint}"
+        )
+    return image_set
+
+
 def image_records(name: str):
     """The :class:`~lt_det.data.image_records.ImageListRecords` of a registered set.
 
@@ -91,18 +106,13 @@ def image_records(name: str):
     # Here, because records are made from what this package reads.
     from lt_det.data.image_records import ImageListRecords
 
-    image_set = find_image_set(name)
-    if image_set is None:
+    if find_image_set(name) is None:
         raise ConfigError(
             f"data set {name!r} is not one of image classification; those are "
             f"{', '.join(sorted(_IMAGE_SETS))}"
         )
     prepare_image_set(name)
-    if not os.path.isfile(image_set.list_file):
-        raise MissingFileError(
-            f"list file {image_set.list_file} of data set {name!r} does not exist (looked for "
-            f"{os.path.abspath(image_set.list_file)}). {image_set.hint}"
-        )
+    image_set = check_list_file(name)
     if not os.path.isdir(image_set.image_root):
         raise MissingFileError(
             f"image folder {image_set.image_root} of data set {name!r} does not exist (looked for "
@@ -116,10 +126,11 @@ def image_class_names(name: str, num_classes: int) -> list[str]:
 
     Raises:
         ConfigError: the set has another number of names.
+        MissingFileError: it has a file of names that is not there.
     """
     prepare_image_set(name)
     image_set = find_image_set(name)
-    if not image_set.class_file or not os.path.isfile(image_set.class_file):
+    if not image_set.class_file:
         return [f"class {k}" for k in range(num_classes)]
     names = read_class_names(image_set.class_file)
     if len(names) != num_classes:

@@ -378,7 +378,7 @@ def _stored_spec(spec: SyntheticSpec) -> dict:
 def generate(
     root: str | Path,
     spec: SyntheticSpec = SyntheticSpec(),
-    write: Callable[[Path, SyntheticSpec], None] = _write_all,
+    write: Callable[[Path, SyntheticSpec], None] | None = None,
 ) -> None:
     """Write the set to ``root``: annotations, images and the specification.
 
@@ -389,7 +389,7 @@ def generate(
     Args:
         root: folder to create; it must not exist or be empty.
         spec: what to generate.
-        write: fills a folder with the set of a specification.
+        write: fills a folder with the set of a specification; None: with a set of this file.
 
     Raises:
         FileExistsError: ``root`` is not empty, at the start or, if another process was faster, at
@@ -399,7 +399,7 @@ def generate(
     _refuse_existing(root)
     work = root.parent / f".{root.name}.tmp-{uuid.uuid4().hex}"
     try:
-        write(work, spec)
+        (write or _write_all)(work, spec)
         try:
             os.rename(work, root)
         except OSError:
@@ -417,7 +417,7 @@ def _refuse_existing(root: Path) -> None:
 def ensure_generated(
     root: str | Path,
     spec: SyntheticSpec = SyntheticSpec(),
-    write: Callable[[Path, SyntheticSpec], None] = _write_all,
+    write: Callable[[Path, SyntheticSpec], None] | None = None,
 ) -> Path:
     """Generate the set at ``root`` unless it is there; safe when several processes call it at once.
 
