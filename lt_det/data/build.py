@@ -269,16 +269,10 @@ def _build_image_train_loader(cfg) -> TrainLoader:
             "list; join the files"
         )
     records = image_records(cfg.DATASETS.TRAIN[0])
-    check_image_records(records, cfg.MODEL.LT.NUM_CLASSES, may_be_empty=True)  # reported before
-    return TrainLoader(
-        image_dataset(cfg, records, is_train=True),
-        order=epoch_order(cfg, records.class_sets(cfg.MODEL.LT.NUM_CLASSES)),
-        batch_size=images_per_pass(cfg),
-        groups=None,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-        description=describe_order(cfg),
-    )
+    num_classes = cfg.MODEL.LT.NUM_CLASSES
+    check_image_records(records, num_classes, may_be_empty=True)  # empty ones are reported before
+    dataset = image_dataset(cfg, records, is_train=True)
+    return train_loader(cfg, dataset, records.class_sets(num_classes))
 
 
 def image_dataset(cfg, records: ImageListRecords, *, is_train: bool) -> Dataset:

@@ -100,7 +100,7 @@ def test_a_second_stage_trains_the_classifier_on_another_order(options, tmp_path
     assert not torch.equal(a["classifier.weight"], b["classifier.weight"])
     assert trainer.model.cls_loss.margin == 0.1 and b["cls_loss.noise._extra_state"][1] == 10
     order = state_of(second)["trainer"]["ranks"][0]["data_loader"]["order"]
-    assert order == "cben, draw"
+    assert order.startswith("cben, ") and order.endswith(", draw")
     # Killed and resumed, it goes on from its own checkpoint and not from the first stage.
     again = tmp_path / "again"
     again.mkdir()
