@@ -9,6 +9,7 @@ core without loader processes, from generated JPEG files that the system holds i
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from benchmark_common import environment, positive
 from PIL import Image
 from torchvision import transforms as T
 
@@ -155,3 +157,39 @@ def table(cases: list[Case]) -> str:
         ratio = f"{case.rate / rates[case.baseline]:.2f}" if case.baseline else "-"
         lines.append(f"| {case.name} | {case.rate:,.0f} | {case.baseline or '-'} | {ratio} |")
     return "\n".join(lines)
+
+
+def head(record: dict) -> str:
+    """How it was measured."""
+    env = record["environment"]
+    return (
+        f"JPEG files, one process, {env['cpu']}, Python {env['python']}, torch {env['torch']}, "
+        f"medians of {record['problem']['repeats']}:"
+    )
+
+
+def cases_of(record: dict) -> list[Case]:
+    """The cases of a record, without what they call."""
+    return [Case(call=lambda: None, **result) for result in record["results"]]
+
+
+def run_load_images(args) -> None:
+    """Measure, print the table, write the record."""
+    cases = measure(args.repeats)
+    fields = ("name", "images", "baseline", "seconds")
+    record = {
+        "problem": {"repeats": args.repeats},
+        "environment": environment("cpu"),
+        "results": [{name: getattr(case, name) for name in fields} for case in cases],
+    }
+    print(f"{head(record)}\n\n{table(cases)}")
+    if args.output:
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def add_parser(parts) -> None:
+    """Add the subcommand to argparse's `parts`."""
+    images = parts.add_parser("load-images", help="loaders of image classification")
+    images.add_argument("--repeats", type=positive, default=9)
+    images.add_argument("--output", type=Path, help="JSON file for all samples")
+    images.set_defaults(run=run_load_images)

@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_samplers
@@ -106,6 +107,13 @@ def data_table(part, name):
     return f"{part.head(record)}\n\n{part.table(record['results'])}"
 
 
+def images_table():
+    """The table of `benchmark.py load-images` from its record."""
+    record = json.loads((BENCHMARKS / "load_images.json").read_text())
+    cases = benchmark_images.cases_of(record)
+    return f"{benchmark_images.head(record)}\n\n{benchmark_images.table(cases)}"
+
+
 TABLES = {
     "losses": losses_table,
     "rules": rules_table,
@@ -113,6 +121,7 @@ TABLES = {
     "benchmark losses": lambda: benchmark_table("losses"),
     "benchmark segmentation": lambda: benchmark_table("losses_segmentation"),
     "benchmark load-lvis": lambda: data_table(benchmark_loading, "load_lvis"),
+    "benchmark load-images": images_table,
     "benchmark samplers": lambda: data_table(benchmark_samplers, "samplers"),
     "quick": quick_table,
     "quick seeds": seeds_table,
