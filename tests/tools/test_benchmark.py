@@ -265,7 +265,6 @@ def test_the_samplers_table_has_ratios_of_medians():
 def test_image_loaders_are_measured_and_read_back(tmp_path, capsys, monkeypatch):
     images = command.benchmark_images
     monkeypatch.setattr(images, "LARGE", ((64, 48),))
-    monkeypatch.setattr(images, "SMALL_IMAGES", 128)
     output = tmp_path / "record.json"
     assert command.main(["load-images", "--repeats", "1", "--output", str(output)]) == 0
     record = json.loads(output.read_text())
