@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from lt_det.engine.checkpoint import LongTailCheckpointer
 from lt_det.errors import CheckpointError, ConfigError
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.freeze import find_modules
@@ -99,13 +99,23 @@ def load_backbone(model: nn.Module, file: str) -> None:
 
 
 def read_parameters(file: str) -> dict[str, torch.Tensor]:
-    """Tensors by name of a checkpoint of ours or of Detectron2.
+    """Tensors by name of a checkpoint: ours, Detectron2's (``.pth``, or ``.pkl`` of its zoo).
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or holds no parameters.
     """
-    reader = LongTailCheckpointer(nn.Module())
-    stored = reader._load_file(file)["model"]
+    try:
+        if file.endswith(".pkl"):
+            with open(file, "rb") as f:
+                content = pickle.load(f, encoding="latin1")  # written by Python 2
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each have their own for a bad file
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise CheckpointError(f"cannot read checkpoint {file} ({reason})") from error
+    stored = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{file} is not a checkpoint: it holds no parameters")
     return {k: torch.as_tensor(v) for k, v in stored.items() if hasattr(v, "shape")}
 
 

@@ -1,5 +1,7 @@
 """Starting from parts of another training."""
 
+import pickle
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -128,6 +130,18 @@ def test_a_backbone_that_does_not_fit_or_is_none_is_an_error(tmp_path):
         load_backbone(classifier, save(torch.nn.Linear(2, 2), tmp_path / "linear.pth"))
     with pytest.raises(CheckpointError, match="cifar.pth has no stem.conv1.weight"):
         load_backbone(classifier, save(build(CIFAR), tmp_path / "cifar.pth"))
+
+
+def test_files_of_detectron2s_zoo_are_read(tmp_path):
+    source, target = build(R18_CLASSIFIER, seed=1), build(R18_CLASSIFIER, seed=2)
+    arrays = {k: v.numpy() for k, v in source.state_dict().items() if k.startswith("backbone.")}
+    with open(tmp_path / "zoo.pkl", "wb") as file:
+        pickle.dump({"model": arrays, "__author__": "someone"}, file)
+    load_backbone(target, str(tmp_path / "zoo.pkl"))
+    assert torch.equal(target.backbone.res5[1].conv2.weight, source.backbone.res5[1].conv2.weight)
+    (tmp_path / "broken.pkl").write_bytes(b"no pickle")
+    with pytest.raises(CheckpointError, match="cannot read checkpoint .*broken.pkl"):
+        load_backbone(target, str(tmp_path / "broken.pkl"))
 
 
 def test_keys_that_undo_each_other():
