@@ -91,7 +91,10 @@ def load_backbone(model: nn.Module, file: str) -> None:
         raise CheckpointError(f"MODEL.LT.BACKBONE_WEIGHTS: there is no checkpoint {file}")
     stored, wanted = _below_backbone(read_parameters(file)), _below_backbone(model.state_dict())
     if not stored:
-        raise CheckpointError(f"MODEL.LT.BACKBONE_WEIGHTS {file} holds no backbone")
+        raise CheckpointError(
+            f"MODEL.LT.BACKBONE_WEIGHTS {file} holds no backbone of a detector or classifier; "
+            "MODEL.WEIGHTS takes backbones on their own"
+        )
     # Detectron2's frozen batch normalisation does not count batches.
     wanted = {k: v for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
     _copy(wanted, stored, file)
