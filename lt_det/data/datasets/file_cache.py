@@ -54,15 +54,17 @@ def cache_path(path: str, kind: str, cache_dir: str, suffix: str) -> str:
 
 
 @contextlib.contextmanager
-def lock_if_possible(path: str) -> Iterator[None]:
-    """Wait until no other process is inside with this path.
+def lock_if_possible(path: str) -> Iterator[bool]:
+    """Wait until no other process is inside with this path; whether that is certain.
 
     Where the folder cannot be written or its file system knows no locks, nobody waits: the work
     inside is then done more than once, so it has to be right all the same.
     """
     with contextlib.ExitStack() as stack:
+        locked = False
         try:
             stack.enter_context(file_lock(path))
+            locked = True
         except (OSError, BaseLockException) as e:
             logger.info(f"{path} is not locked: {e}")
-        yield
+        yield locked
