@@ -22,9 +22,8 @@ from lt_det.data.datasets.columns import (
     Columns,
     image_path,
     map_columns,
-    offsets_of,
-    ragged_index,
 )
+from lt_det.data.ragged import offsets_of, ragged_index
 from lt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

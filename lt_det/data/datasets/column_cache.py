@@ -80,7 +80,7 @@ def open_columns(
     source = _Source(local, stamp, read_whole)
     if not cache_dir or os.path.getsize(local) < MIN_CACHED_BYTES:
         return _make_in_memory(source)
-    path = cache_path(local, f"{file_format} {check}", cache_dir, ".columns")
+    path = cache_path(os.path.abspath(local), f"{file_format} {check}", cache_dir, ".columns")
     found = _read_cache(path, stamp)
     if found is None:
         with lock_if_possible(path) as locked:
