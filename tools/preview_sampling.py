@@ -20,6 +20,7 @@ import sys
 
 import numpy as np
 from class_counts import add_input_arguments, label_classes, open_input, shade_groups, short_source
+from command_line import output_file, picture_file
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -97,8 +98,8 @@ def main(argv=None):
         help="of rules without a form of their own: every image as often as its factor says, or "
         "draws with replacement. Default: repeat",
     )
-    parser.add_argument("--json", help="file to write everything to")
-    parser.add_argument("--plot", help="picture to write")
+    parser.add_argument("--json", type=output_file, help="file to write everything to")
+    parser.add_argument("--plot", type=picture_file, help="picture to write")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lt_det").setLevel(logging.INFO)

@@ -191,6 +191,17 @@ def test_cifar_images_are_written_once(cifar, tmp_path, capsys):
     assert (out / "train_exp_if10_seed0.txt").is_file()
 
 
+def test_an_output_that_cannot_be_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.txt").mkdir()
+    for output in ("file/lists", "file/lt.txt", "file", "folder.txt"):
+        assert run(folder, tmp_path / output, "--imbalance", 2) == 1
+        text = capsys.readouterr().err
+        assert text.startswith(f"error: --output {tmp_path / output}") and text.count("\n") == 1
+    assert run(folder, tmp_path / "new" / "er" / "lt.txt", "--imbalance", 2) == 0
+    assert counts(tmp_path / "new" / "er" / "lt.txt") == [8, 5, 4]
+
+
 def test_cifar_needs_a_folder(cifar, tmp_path, capsys):
     assert run(cifar, tmp_path / "lt.txt", "--imbalance", 10) == 1
     assert "CIFAR needs a folder" in capsys.readouterr().err
