@@ -6,6 +6,8 @@ and ``TEST.LT``; no key of Detectron2 is redefined.
 
 from __future__ import annotations
 
+import ast
+
 from detectron2.config import CfgNode as CN
 
 # Nodes that take any name, checked later against a constructor, and the key that names whose.
@@ -101,13 +103,45 @@ def node_at(cfg: CN, key: str):
     return cfg
 
 
-def open_params(cfg: CN, opts: list[str]) -> None:
+def open_params(cfg: CN, opts: list[str]) -> list[str]:
     """Let command-line `opts` set parameters of a loss or sampling rule that no YAML has named.
 
     ``merge_from_list`` refuses keys that do not exist; under the nodes of ``OPEN_PARAMS`` any
-    name is allowed here and checked later.
+    name is allowed here and checked later. A node itself may be given as a dict.
+
+    Returns:
+        `opts` with one KEY VALUE pair for each parameter.
     """
-    for node in OPEN_PARAMS:
-        for key in opts[0::2]:
-            if key.startswith(node + "."):
-                node_at(cfg, node).setdefault(key[len(node) + 1 :], None)
+    result: list[str] = []
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        node = next((n for n in OPEN_PARAMS if f"{key}.".startswith(f"{n}.")), None)
+        for name, part in [(key, value)] if node is None else _flatten(key, value):
+            if node is not None:
+                _make_room(cfg, name)
+            result += [name, part]
+    return result
+
+
+def _flatten(key: str, value: str) -> list[tuple[str, str]]:
+    """(KEY.name, value) for each entry of a dict in text form, else the pair itself."""
+    try:
+        parsed = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        parsed = value
+    if not isinstance(parsed, dict):
+        return [(key, value)]
+    return [
+        pair
+        for name, part in parsed.items()
+        for pair in _flatten(f"{key}.{name}", part if isinstance(part, str) else repr(part))
+    ]
+
+
+def _make_room(cfg: CN, key: str) -> None:
+    """Make the nodes on the way to `key`, and an empty value there, if they are missing."""
+    *nodes, name = key.split(".")
+    for part in nodes:
+        if not isinstance(cfg.get(part), CN):
+            cfg[part] = CN(new_allowed=True)
+        cfg = cfg[part]
+    cfg.setdefault(name, None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from lt_det.data.epochs import EpochOrder
 from lt_det.data.imbalance import imbalance_factor
 from lt_det.data.mappers import LongTailDatasetMapper
 from lt_det.data.records import Records, as_records, drop_unannotated, join_records
-from lt_det.data.rules import SamplingRule, build_rule
+from lt_det.data.rules import SamplingRule, build_rule, rule_parameters
+from lt_det.data.rules.base import PARAMS_KEY
 from lt_det.data.samplers import (
     GroupedBatchSampler,
     LongTailSampler,
@@ -54,6 +56,7 @@ class TrainLoader:
         num_workers: loader processes; 0 loads in this process.
         seed: of the order and of the augmentation, the same on every rank.
         description: what makes the stream, in words; another one cannot be continued.
+        fingerprint: of the data that `order` was made from.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class TrainLoader:
         num_workers: int,
         seed: int,
         description: str = "",
+        fingerprint: str = "",
     ):
         self.dataset = dataset
         self.order = order
@@ -74,6 +78,7 @@ class TrainLoader:
         self.num_workers = num_workers
         self.seed = seed
         self.description = description
+        self.fingerprint = fingerprint
         self.state = {"epoch": 0, "position": 0, "begun": []}
 
     def __iter__(self) -> Iterator[list[dict]]:
@@ -107,9 +112,9 @@ class TrainLoader:
     def load_state_dict(self, state: dict) -> None:
         """Continue from there, at the next ``iter()``.
 
-        The seed is the checkpoint's. With another number of images, ranks or images per batch,
-        or another sampler, the old order has no meaning; then a new one starts, and a warning
-        says so.
+        The seed is the checkpoint's. With other data, another number of ranks or images per
+        batch, or another sampler, the old order has no meaning; then a new one starts, in the
+        same epoch, and a warning says so.
         """
         stored = {key: state.get(key) for key in self._shape()}
         if stored == self._shape():
@@ -121,8 +126,10 @@ class TrainLoader:
             stored,
             self._shape(),
         )
-        # Another seed than the one whose first epochs were already seen.
+        # Another seed than the one whose first epochs were already seen; the same epoch, because
+        # rules may change from epoch to epoch.
         self.seed = state["seed"] + 1
+        self.state = {**self.state, "epoch": state.get("epoch", 0)}
 
     def _shape(self) -> dict:
         return {
@@ -130,6 +137,7 @@ class TrainLoader:
             "batch_size": self.batch_size,
             "world_size": comm.get_world_size(),
             "order": self.description,
+            "data": self.fingerprint,
         }
 
 
@@ -215,15 +223,33 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
         bad_image=cfg.DATALOADER.LT.BAD_IMAGE,
         rank=comm.get_rank(),
     )
-    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    groups = aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    return train_loader(cfg, dataset, class_sets(cfg, records), groups)
+
+
+def train_loader(
+    cfg, dataset: Dataset, sets: ClassSets, groups: np.ndarray | None = None
+) -> TrainLoader:
+    """The loader over `dataset` in the order of ``DATALOADER.SAMPLER_TRAIN``.
+
+    Args:
+        cfg: see :func:`build_train_loader`.
+        dataset: N images.
+        sets: their classes.
+        groups: see :class:`GroupedBatchSampler`.
+
+    Raises:
+        ConfigError: unknown sampler or rule, or images per batch that cannot be divided.
+    """
     return TrainLoader(
         dataset,
-        order=epoch_order(cfg, class_sets(cfg, records)),
+        order=epoch_order(cfg, sets),
         batch_size=images_per_pass(cfg),
-        groups=aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        groups=groups,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        seed=seed,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         description=describe_order(cfg),
+        fingerprint=sets_fingerprint(sets),
     )
 
 
@@ -237,7 +263,12 @@ def build_test_loader(cfg, dataset_name: str):
 
 
 def training_records(cfg) -> Records:
-    """Records of all ``DATASETS.TRAIN``, without images that have nothing to learn from."""
+    """Records of all ``DATASETS.TRAIN``, without images that have nothing to learn from.
+
+    Raises:
+        DataError: no image is left, or an annotation without a mask that needs one.
+        ConfigError: a mask in a format that ``INPUT.MASK_FORMAT`` does not allow.
+    """
     records = join_records([get_records(name) for name in cfg.DATASETS.TRAIN])
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = drop_unannotated(records)
@@ -279,18 +310,41 @@ def build_sampling_rule(cfg) -> tuple[SamplingRule, str]:
         ConfigError: unknown sampler, rule, parameter or form, or a value out of range.
     """
     name, params, form = sampling_rule(cfg)
-    rule = build_rule(name, params)
+    ours = cfg.DATALOADER.SAMPLER_TRAIN == "LongTailSampler"
+    rule = build_rule(name, params, key=PARAMS_KEY if ours else "DATALOADER.REPEAT_THRESHOLD")
     rule.check_form(form)
     return rule, form
 
 
 def describe_order(cfg) -> str:
-    """Rule and grouping of `cfg` in words."""
+    """What the order of images follows from, beside seed and data: equal texts, equal order."""
     name, params, form = sampling_rule(cfg)
-    words = [name, *(f"{key} {params[key]}" for key in sorted(params)), form]
+    resolved = {**rule_parameters(name), **params}
+    words = [name, *(f"{key} {_in_words(resolved[key])}" for key in sorted(resolved)), form]
+    if name == "progressive" and not resolved["epochs"]:
+        words.append(f"over {training_images(cfg)} images")
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         words.append("grouped by aspect ratio")
     return ", ".join(words)
+
+
+def _in_words(value: object) -> str:
+    """Equal numbers read alike, whether whole or not."""
+    if isinstance(value, Mapping):
+        return "(" + " ".join(f"{k} {_in_words(value[k])}" for k in sorted(value)) + ")"
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def training_images(cfg) -> int:
+    """Images that the whole training sees, repeated ones included."""
+    return cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+
+
+def sets_fingerprint(sets: ClassSets) -> str:
+    """SHA-256 hex digest of the classes of every image."""
+    digest = hashlib.sha256(np.ascontiguousarray(sets.offsets))
+    digest.update(np.ascontiguousarray(sets.classes))
+    return digest.hexdigest()
 
 
 def check_loading(cfg) -> None:
@@ -308,38 +362,57 @@ def check_bad_image(value: str) -> None:
 
 
 def class_sets(cfg, records: Records) -> ClassSets:
-    """Classes of each image of the training set."""
+    """Classes of each image of the training set.
+
+    Raises:
+        DataError: a class id beyond the class list.
+    """
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
     return records.class_sets(len(names) if names else 1 + records.pairs()[1].max(initial=0))
 
 
 def epoch_order(cfg, sets: ClassSets) -> EpochOrder:
-    """What an epoch consists of under ``DATALOADER.SAMPLER_TRAIN``."""
+    """What an epoch consists of under ``DATALOADER.SAMPLER_TRAIN``.
+
+    Raises:
+        ConfigError: see :func:`build_sampling_rule`.
+        DataError: no image.
+    """
     rule, form = build_sampling_rule(cfg)
-    total = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-    order = rule.order(sets, form=form, total_images=total)
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        _describe_first_epoch(describe_order(cfg), order, sets)
+    order = rule.order(sets, form=form, total_images=training_images(cfg))
+    if rule.name != "instance" and len(sets.classes):
+        _describe_epochs(cfg, order, sets)
     return order
 
 
-def _describe_first_epoch(description: str, order: EpochOrder, sets: ClassSets) -> None:
+# Beyond the last epoch of any training: rules that change have come to their end.
+_LAST_EPOCH = 10**9
+
+
+def _describe_epochs(cfg, order: EpochOrder, sets: ClassSets) -> None:
     """Log what a rule does; warn if it leaves the class distribution as it is."""
-    repeats = order.expected(0)
     before = imbalance_factor(sets.image_counts())
-    after = imbalance_factor(expected_per_class(sets, repeats))
-    logger.info(
-        "Sampling by %s: %d images make an epoch of %.0f, in which one comes %.2f to %.2f times "
-        "(median %.2f); imbalance factor %.1f instead of %.1f.",
-        *(description, len(sets), repeats.sum(), repeats.min(), repeats.max()),
-        *(np.median(repeats), after, before),
-    )
+    repeats, last = order.expected(0), order.expected(_LAST_EPOCH)
+    logger.info("Sampling of %d images by %s.", len(sets), describe_order(cfg))
+    _describe_epoch("An epoch", repeats, sets, before)
+    if not np.array_equal(repeats, last):
+        _describe_epoch("In the end an epoch", last, sets, before)
+    after = imbalance_factor(expected_per_class(sets, last))
     if after > 0.9 * before > 1:
         logger.warning(
             "Sampling by %s hardly changes how often classes come: the imbalance factor stays at "
             "%.1f. tools/preview_sampling.py shows what other rules would do.",
-            *(description, after),
+            *(describe_order(cfg), after),
         )
+
+
+def _describe_epoch(what: str, repeats: np.ndarray, sets: ClassSets, before: float) -> None:
+    logger.info(
+        "%s has %.0f images; one comes %.2f to %.2f times (median %.2f); imbalance factor %.1f "
+        "instead of %.1f.",
+        *(what, repeats.sum(), repeats.min(), repeats.max(), np.median(repeats)),
+        *(imbalance_factor(expected_per_class(sets, repeats)), before),
+    )
 
 
 def images_per_pass(cfg, ranks: int | None = None) -> int:

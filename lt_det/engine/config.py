@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 import lt_det.modeling  # noqa: F401  registers the heads
 from lt_det.config import OPEN_PARAMS, add_lt_config, node_at, open_params
@@ -55,9 +56,9 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
         raise MissingFileError(f"no configuration file {config_file}")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            merge_file(cfg, config_file)
         forget_params_of_another(cfg, opts)
-        open_params(cfg, opts)
+        opts = open_params(cfg, opts)
         cfg.merge_from_list(floats_as_floats(cfg, opts))
     # What yacs and PyYAML raise for unknown keys, wrong types, broken files and missing bases.
     except (
@@ -66,6 +67,63 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     ) as error:
         raise ConfigError(f"{config_file or 'options'}: {error}") from error
     return cfg
+
+
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """As ``cfg.merge_from_file``, with :func:`read_yaml` for files of today's form."""
+    try:
+        content = read_yaml(path)
+    except yaml.constructor.ConstructorError:  # Python objects, which Detectron2 allows
+        content = {"VERSION": None}
+    if content.get("VERSION", cfg.VERSION) == cfg.VERSION:
+        cfg.merge_from_other_cfg(CfgNode(content))
+    else:
+        cfg.merge_from_file(path)
+
+
+def read_yaml(path: str) -> dict:
+    """A YAML file merged over its ``_BASE_``.
+
+    As Detectron2 does it, but parameters belong to a loss or rule: where a file names another
+    one than its base, the base's parameters do not apply.
+    """
+    with PathManager.open(path) as file:
+        own = yaml.safe_load(file)
+    if not isinstance(own, dict):
+        raise TypeError(f"{path} holds {own!r} instead of keys")
+    bases = own.pop("_BASE_", [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = os.path.expanduser(base)
+        if not base.startswith(("/", "https://", "http://")):
+            base = os.path.join(os.path.dirname(path), base)
+        _merge(read_yaml(base), merged)
+    _merge(own, merged)
+    return merged
+
+
+def _merge(above: dict, below: dict) -> None:
+    """Put `above` over `below`, in place."""
+    for params_key, name_key in OPEN_PARAMS.items():
+        names = [_entry(content, name_key) for content in (above, below)]
+        if None not in names and names[0] != names[1]:
+            _entry(below, params_key.rpartition(".")[0]).pop("PARAMS", None)
+    _merge_dicts(above, below)
+
+
+def _merge_dicts(above: dict, below: dict) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _merge_dicts(value, below[key])
+        else:
+            below[key] = value
+
+
+def _entry(content: dict, key: str):
+    """The value of a dotted key, None if it is not there."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
 
 
 def forget_params_of_another(cfg: CfgNode, opts: list[str]) -> None:

@@ -14,16 +14,19 @@ from lt_det.data import register_from_config
 from lt_det.data.build import (
     SeededDataset,
     TrainLoader,
+    build_sampling_rule,
     build_test_loader,
     build_train_loader,
     class_sets,
+    describe_order,
     epoch_order,
     images_per_pass,
     sampling_rule,
     seeded_random,
+    sets_fingerprint,
     training_records,
 )
-from lt_det.data.class_sets import class_sets_from_labels
+from lt_det.data.class_sets import class_sets_from_labels, class_sets_from_pairs
 from lt_det.data.epochs import EpochOrder
 from lt_det.data.mappers import LongTailDatasetMapper
 from lt_det.engine import load_config
@@ -94,10 +97,12 @@ def test_loading_leaves_the_random_state_alone(cfg):
 
 def test_a_state_of_another_set_starts_a_new_order_with_a_warning(cfg, caplog):
     loader = build_train_loader(cfg)
-    state = {**loader.state_dict(), "epoch": 2, "num_images": 5}
+    state = {**loader.state_dict(), "epoch": 2, "position": 7, "num_images": 5}
     loader.load_state_dict(state)
     assert "order of images starts anew" in caplog.text
-    assert loader.state["epoch"] == 0 and loader.seed == state["seed"] + 1
+    # In the same epoch: rules may change from epoch to epoch.
+    assert loader.state == {"epoch": 2, "position": 0, "begun": []}
+    assert loader.seed == state["seed"] + 1
 
 
 def test_another_sampler_cannot_continue_the_order(cfg, caplog):
@@ -106,6 +111,33 @@ def test_another_sampler_cannot_continue_the_order(cfg, caplog):
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
     build_train_loader(cfg).load_state_dict({**state, "epoch": 3})
     assert "threshold 0.5, repeat" in caplog.text and "starts anew" in caplog.text
+
+
+def order_in_words(*options):
+    return describe_order(load_config(QUICK, [*LONG_TAIL, *options]))
+
+
+LONG_TAIL = ["DATALOADER.SAMPLER_TRAIN", "LongTailSampler", "DATALOADER.LT.SAMPLER.RULE", "cben"]
+CAP, RULE = "DATALOADER.LT.SAMPLER.PARAMS.cap", "DATALOADER.LT.SAMPLER.RULE"
+
+
+def test_the_description_of_an_order_says_all_that_changes_it_and_nothing_else():
+    assert order_in_words(CAP, "100") == order_in_words(CAP, "100.0") == order_in_words()
+    assert order_in_words(CAP, "10") != order_in_words()
+    longer = ["SOLVER.MAX_ITER", "2000"]
+    assert order_in_words(*longer) == order_in_words()
+    progressive = [RULE, "progressive"]
+    assert order_in_words(*progressive, *longer) != order_in_words(*progressive)
+    epochs = [*progressive, "DATALOADER.LT.SAMPLER.PARAMS.epochs", "8"]
+    assert order_in_words(*epochs, *longer) == order_in_words(*epochs)
+
+
+def test_other_classes_of_as_many_images_are_other_data(cfg, caplog):
+    state = {**build_train_loader(cfg).state_dict(), "epoch": 3}
+    loader = build_train_loader(cfg)
+    loader.fingerprint = sets_fingerprint(class_sets_from_labels([0] * 24, 9))
+    loader.load_state_dict(state)
+    assert "starts anew" in caplog.text
 
 
 class InTurn(EpochOrder):
@@ -214,22 +246,50 @@ def test_samplers_by_name(options, expected):
     assert sampling_rule(load_config(QUICK, options)) == expected
 
 
+CBEN_FILE = (
+    "DATALOADER:\n  SAMPLER_TRAIN: LongTailSampler\n"
+    "  LT: {SAMPLER: {RULE: cben, PARAMS: {a: 0.999}}}\n"
+)
+
+
 def test_another_rule_on_the_command_line_leaves_the_files_parameters(tmp_path):
     config = tmp_path / "mine.yaml"
-    config.write_text(
-        "DATALOADER:\n  SAMPLER_TRAIN: LongTailSampler\n"
-        "  LT: {SAMPLER: {RULE: cben, PARAMS: {a: 0.999}}}\n"
-    )
+    config.write_text(CBEN_FILE)
     assert sampling_rule(load_config(str(config)))[:2] == ("cben", {"a": 0.999})
     options = ["DATALOADER.LT.SAMPLER.RULE", "sqrt"]
     assert sampling_rule(load_config(str(config), options))[:2] == ("sqrt", {})
 
 
-def first_epoch_log(labels, rule, params, caplog):
+def test_a_file_with_another_rule_leaves_the_parameters_of_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text(CBEN_FILE)
+
+    def rule_of(sampler):
+        text = f"_BASE_: base.yaml\nDATALOADER: {{LT: {{SAMPLER: {sampler}}}}}\n"
+        (tmp_path / "mine.yaml").write_text(text)
+        return sampling_rule(load_config(str(tmp_path / "mine.yaml")))[:2]
+
+    assert rule_of("{RULE: sqrt, PARAMS: {threshold: 0.05}}") == ("sqrt", {"threshold": 0.05})
+    assert rule_of("{RULE: sqrt}") == ("sqrt", {})
+    assert rule_of("{RULE: cben, PARAMS: {cap: 3.0}}") == ("cben", {"a": 0.999, "cap": 3.0})
+    assert rule_of("{PARAMS: {cap: 3.0}}") == ("cben", {"a": 0.999, "cap": 3.0})
+
+
+def test_parameters_may_be_given_one_by_one_or_as_a_dict():
+    params = "DATALOADER.LT.SAMPLER.PARAMS"
+    wanted = {"end": "cben", "end_params": {"cap": 10.0, "a": 0.99}, "epochs": 5}
+    one_by_one = [
+        *(f"{params}.end", "cben", f"{params}.end_params.cap", "10.0"),
+        *(f"{params}.end_params.a", "0.99", f"{params}.epochs", "5"),
+    ]
+    for options in (one_by_one, [params, str(wanted)]):
+        cfg = load_config(QUICK, [*LONG_TAIL, RULE, "progressive", *options])
+        assert sampling_rule(cfg)[1] == wanted
+        build_sampling_rule(cfg)
+
+
+def order_log(labels, rule, params, caplog):
     """What the log says of a rule on images of one class each."""
-    cfg = load_config(QUICK)
-    cfg.DATALOADER.SAMPLER_TRAIN = "LongTailSampler"
-    cfg.DATALOADER.LT.SAMPLER.RULE = rule
+    cfg = load_config(QUICK, [*LONG_TAIL, RULE, rule])
     cfg.DATALOADER.LT.SAMPLER.PARAMS.update(params)
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -239,13 +299,24 @@ def first_epoch_log(labels, rule, params, caplog):
 
 def test_the_log_says_what_a_rule_does_and_whether_it_does_anything(caplog):
     labels = np.repeat([0, 1], [20, 5])  # class 2 is in no image
-    text = first_epoch_log(labels, "balanced", {"cap": 2.0}, caplog)
-    assert "Sampling by balanced, cap 2.0, repeat" in text and "WARNING" not in text
-    assert "25 images make an epoch of 30, in which one comes 1.00 to 2.00 times" in text
+    text = order_log(labels, "balanced", {"cap": 2.0}, caplog)
+    assert "Sampling of 25 images by balanced, cap 2, repeat" in text and "WARNING" not in text
+    assert "An epoch has 30 images; one comes 1.00 to 2.00 times" in text
     assert "imbalance factor 2.0 instead of 4.0" in text
-    text = first_epoch_log(labels, "sqrt", {"threshold": 0.1}, caplog)
+    text = order_log(labels, "sqrt", {"threshold": 0.1}, caplog)
     assert "WARNING" in text and "the imbalance factor stays at 4.0" in text
-    assert "WARNING" not in first_epoch_log(np.repeat([0, 1, 2], 3), "balanced", {}, caplog)
+    assert "WARNING" not in order_log(np.repeat([0, 1, 2], 3), "balanced", {}, caplog)
+    # The data as they are were asked for; the other begins with them and ends elsewhere.
+    assert order_log(labels, "instance", {}, caplog) == ""
+    text = order_log(labels, "progressive", {}, caplog)
+    assert "An epoch has 25 images" in text and "In the end an epoch has 40 images" in text
+    assert "WARNING" not in text
+
+
+def test_an_order_of_images_without_classes_is_not_described(caplog):
+    cfg = load_config(QUICK, LONG_TAIL)
+    nothing = class_sets_from_pairs([], [], 4, 3)
+    assert epoch_order(cfg, nothing).expected(0).tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("key", ["DATALOADER.SAMPLER_TRAIN"])

@@ -219,6 +219,8 @@ def test_progressive_takes_its_epochs_from_the_length_of_training():
         order.expected(9), build_rule("balanced").order(sets, form="draw").expected(0)
     )
     assert order.expected(8)[0] > order.expected(9)[0]
+    # A training that is shorter than an epoch still comes to the second rule.
+    assert rule.order(sets, form="repeat", total_images=9).expected(1)[-1] == 20
     # Repeated images make epochs longer: 72 in the first, three times 60 in the last.
     order = rule.order(sets, form="repeat", total_images=5 * (72 + 180) // 2)
     assert order.expected(4)[-1] == 20 > order.expected(3)[-1]
@@ -230,8 +232,18 @@ WRONG = [
     ("cbne", {}, "'cbne'.*SAMPLER.RULE.*Did you mean 'cben'.*class_aware"),
     ("cben", {"beta": 0.9}, "'beta'.*SAMPLER.PARAMS.*a, b, cap"),
     ("cben", {"b": 0.1}, "a=0.9999 and b=0.1 .*exceed 1"),
-    ("sqrt", {"threshold": 0}, "threshold=0 .*positive"),
+    ("sqrt", {"threshold": 0}, r"threshold=0 .*\(0, 1\]"),
     ("sqrt", {"threshold": math.nan}, "threshold=nan"),
+    ("sqrt", {"threshold": 1.5}, "threshold=1.5"),
+    ("sqrt", {"threshold": "abc"}, "threshold='abc' .*a number"),
+    ("sqrt", {"threshold": True}, "threshold=True .*a number"),
+    ("class_aware", {"k": "abc"}, "k='abc' .*a number"),
+    ("class_aware", {"k": 10**20}, "k=1.* to 10000"),
+    ("progressive", {"end_params": 3}, "end_params .*{name: value}, got 3"),
+    ("progressive", {"start": [1]}, r"start=\[1\] .*a text"),
+    ("progressive", {"end": "cbn"}, "'cbn' in DATALOADER.LT.SAMPLER.PARAMS end.*'cben'"),
+    ("progressive", {"end": "cben", "end_params": {"cap": 0.1}}, "cap=0.1 in .*end_params"),
+    ("progressive", {"epochs": 1}, "epochs=1 .*from 2"),
     ("power", {"exponent": -1}, r"exponent=-1 .*\[0, 4\]"),
     ("effective", {"beta": 1.1}, r"beta=1.1 .*\[0, 1\]"),
     ("balanced", {"cap": 0.5}, "cap=0.5 .*at least 1"),
@@ -252,7 +264,7 @@ def test_wrong_rules_and_parameters_are_named(name, params, message):
 
 def test_forms_that_a_rule_has_not_and_empty_sets_are_errors():
     sets = class_sets_from_labels([0, 1], 2)
-    with pytest.raises(ConfigError, match="FORM is 'repeat'.*ClassAware has draw"):
+    with pytest.raises(ConfigError, match="FORM is 'repeat'.*class_aware has draw"):
         build_rule("class_aware").order(sets, form="repeat")
     with pytest.raises(ConfigError, match="FORM is 'reapeat'.*repeat, draw"):
         build_rule("sqrt").order(sets, form="reapeat")
@@ -262,6 +274,24 @@ def test_forms_that_a_rule_has_not_and_empty_sets_are_errors():
         build_rule("class_aware").order(sets_with([], [], num_classes=2), form="draw")
 
 
-def test_every_parameter_has_a_default():
+def test_every_parameter_has_a_default_that_the_rule_takes():
+    sets = class_sets_from_labels(labels_of([9, 2]), 2)
     for name in SAMPLING_RULES:
-        build_rule(name, rule_parameters(name))
+        given, plain = build_rule(name, rule_parameters(name)), build_rule(name)
+        for form in plain.forms:
+            a, b = (r.order(sets, form=form, total_images=99).expected(1) for r in (given, plain))
+            np.testing.assert_array_equal(a, b)
+
+
+def test_messages_name_where_the_parameters_are_from():
+    with pytest.raises(ConfigError, match="cap=0.5 in --rules must"):
+        build_rule("cben", {"cap": 0.5}, key="--rules")
+    with pytest.raises(ConfigError, match="'cbne' in --rules"):
+        build_rule("cbne", name_key="--rules")
+
+
+def test_an_epoch_without_end_is_refused():
+    sets = class_sets_from_labels(labels_of([100_000, 1]), 2)
+    rule = build_rule("power", {"threshold": 1.0, "exponent": 4.0})
+    with pytest.raises(ConfigError, match="power would repeat 100001 images 1e[+]20 times.*`cap`"):
+        rule.image_factors(sets)

@@ -38,6 +38,10 @@ SAMPLING_RULES = Registry("sampling rule", config_key=RULE_KEY)
 DEFAULT_CAP = 100.0
 
 
+# Images of an epoch, as a multiple of the images there are, beyond which something is wrong.
+MAX_EPOCH = 1000
+
+
 class SamplingRule:
     """From class counts to factors or weights of images.
 
@@ -50,9 +54,11 @@ class SamplingRule:
 
     Attributes:
         forms: those that the rule has.
+        name: registered name.
     """
 
     forms: tuple[str, ...] = ("repeat", "draw")
+    name = ""
 
     def __init__(self, *, cap: float = DEFAULT_CAP):
         if not (cap == 0 or cap >= 1):
@@ -80,7 +86,11 @@ class SamplingRule:
         return weights / weights[counts.argmax()]
 
     def image_factors(self, sets: ClassSets) -> np.ndarray:
-        """(N,) float32 repeat factors. An image without classes has 1."""
+        """(N,) float32 repeat factors. An image without classes has 1.
+
+        Raises:
+            ConfigError: an epoch would have more than 1000 times as many images as there are.
+        """
         counts = sets.image_counts()
         present = counts > 0
         factors = np.ones(sets.num_classes)
@@ -88,7 +98,13 @@ class SamplingRule:
             factors[present] = self.class_factors(counts[present], len(sets))
         if self.cap:
             factors = np.minimum(factors, self.cap)
-        return sets.largest(factors, 1.0).astype(np.float32)
+        values = sets.largest(factors, 1.0)
+        if not values.sum() <= MAX_EPOCH * len(sets):
+            raise ConfigError(
+                f"rule {self.name} would repeat {len(sets)} images {values.sum():.3g} times in an "
+                f"epoch, more than {MAX_EPOCH} times each; lower `cap` in {PARAMS_KEY}"
+            )
+        return values.astype(np.float32)
 
     def image_weights(self, sets: ClassSets) -> np.ndarray:
         """(N,) float64 weights. An image without classes has the most frequent class's."""
@@ -135,36 +151,73 @@ class SamplingRule:
         """Raise a ConfigError unless the rule has that form."""
         if form not in self.forms:
             raise ConfigError(
-                f"{FORM_KEY} is {form!r}; sampling rule {type(self).__name__} has "
-                f"{', '.join(self.forms)}"
+                f"{FORM_KEY} is {form!r}; sampling rule {self.name} has {', '.join(self.forms)}"
             )
 
 
 def rule_parameters(name: str) -> dict[str, object]:
-    """The parameters of a registered rule and their defaults."""
+    """The parameters of a registered rule and their defaults.
+
+    Raises:
+        ValueError: no rule has that name.
+    """
     parameters = inspect.signature(SAMPLING_RULES.get(name)).parameters.values()
     return {p.name: p.default for p in parameters}
 
 
-def build_rule(name: str, params: Mapping[str, object] | None = None) -> SamplingRule:
+def build_rule(
+    name: str,
+    params: Mapping[str, object] | None = None,
+    *,
+    key: str = PARAMS_KEY,
+    name_key: str = RULE_KEY,
+) -> SamplingRule:
     """Build a registered rule.
 
     Args:
         name: a name of ``SAMPLING_RULES``.
         params: see :func:`rule_parameters`.
+        key: where the parameters are from, for messages.
+        name_key: where the name is from.
 
     Raises:
-        ConfigError: unknown rule or parameter (the known ones are listed), or a value out of
-            range.
+        ConfigError: unknown rule or parameter (the known ones are listed), or a value of another
+            type or out of range.
     """
-    params = dict(params or {})
-    if name not in SAMPLING_RULES:
-        raise ConfigError(unknown_name("sampling rule", name, SAMPLING_RULES, RULE_KEY))
+    if not isinstance(name, str) or name not in SAMPLING_RULES:
+        raise ConfigError(unknown_name("sampling rule", str(name), SAMPLING_RULES, name_key))
     known = rule_parameters(name)
-    for key in params:
-        if key not in known:
-            raise ConfigError(unknown_name(f"parameter of rule {name}", key, known, PARAMS_KEY))
-    return SAMPLING_RULES.get(name)(**params)
+    params = _checked_mapping(params, "parameters", key)
+    for parameter, value in params.items():
+        if parameter not in known:
+            raise ConfigError(unknown_name(f"parameter of rule {name}", parameter, known, key))
+        _check_type(parameter, value, known[parameter], key)
+    try:
+        rule = SAMPLING_RULES.get(name)(**params)
+    except ConfigError as error:
+        # Rules name the usual key.
+        raise ConfigError(str(error).replace(PARAMS_KEY, key)) from None
+    rule.name = name
+    return rule
+
+
+def _checked_mapping(value, what: str, key: str) -> dict[str, object]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{what} in {key} must be {{name: value}}, got {value!r}")
+    return dict(value)
+
+
+def _check_type(name: str, value: object, default: object, key: str) -> None:
+    """A parameter has the kind of its default: a number, a text, or {name: value}."""
+    if default is None:
+        _checked_mapping(value, name, key)
+    elif isinstance(default, str):
+        if not isinstance(value, str):
+            raise ConfigError(f"{name}={value!r} in {key} must be a text")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}={value!r} in {key} must be a number")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -7,6 +7,9 @@ from lt_det.data.epochs import ClassAwareOrder, EpochOrder
 from lt_det.data.rules.base import PARAMS_KEY, SAMPLING_RULES, SamplingRule
 from lt_det.errors import ConfigError, DataError
 
+# More images of one class in a row than any batch has.
+MAX_K = 10_000
+
 
 @SAMPLING_RULES.register("class_aware")
 class ClassAware(SamplingRule):
@@ -27,14 +30,19 @@ class ClassAware(SamplingRule):
 
     def __init__(self, *, k: int = 4):
         super().__init__(cap=0)
-        if isinstance(k, bool) or k != int(k) or k < 1:
-            raise ConfigError(f"k={k} in {PARAMS_KEY} must be a whole number from 1")
+        if not 1 <= k <= MAX_K or k != int(k):
+            raise ConfigError(f"k={k} in {PARAMS_KEY} must be a whole number from 1 to {MAX_K}")
         self.k = int(k)
 
     def order(
         self, sets: ClassSets, *, form: str = "draw", total_images: int | None = None
     ) -> EpochOrder:
-        """See :class:`lt_det.data.epochs.ClassAwareOrder`."""
+        """See :class:`lt_det.data.epochs.ClassAwareOrder`.
+
+        Raises:
+            ConfigError: a form other than "draw".
+            DataError: no image holds a class.
+        """
         self.check_form(form)
         if not len(sets.classes):
             raise DataError("rule class_aware: no image holds a class")

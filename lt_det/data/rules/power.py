@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from lt_det.data.rules.base import PARAMS_KEY, SAMPLING_RULES, SamplingRule, check_range
@@ -42,15 +40,15 @@ class Power(SamplingRule):
     2019, section 5 (exponent 0.5); Kang et al., ICLR 2020, section 3.2 ("draw", q = 1 - exponent).
 
     Args:
-        threshold: t, a share of the images; form "repeat" only.
+        threshold: t, a share of the images above 0; form "repeat" only.
         exponent: see above, 0 to 4.
         cap: largest factor, 0 = none.
     """
 
     def __init__(self, *, threshold: float = 0.001, exponent: float = 0.5, cap: float = 0.0):
         super().__init__(cap=cap)
-        if not 0 < threshold < math.inf:
-            raise ConfigError(f"threshold={threshold} in {PARAMS_KEY} must be positive")
+        if not 0 < threshold <= 1:
+            raise ConfigError(f"threshold={threshold} in {PARAMS_KEY} must lie in (0, 1]")
         check_range("exponent", exponent, 0, 4)
         self.threshold, self.exponent = threshold, exponent
 
