@@ -148,6 +148,19 @@ def examine(
     return _with_groups(found, borders, own_groups)
 
 
+def annotated_only(found: Examined) -> Examined:
+    """`found` without images that hold no class, as ``FILTER_EMPTY_ANNOTATIONS`` trains on it."""
+    counts = found.counts
+
+    def load_pairs():
+        sets = found.class_sets
+        # Images without classes have no pairs, so the amounts stay as they are.
+        return sets.select(np.flatnonzero(sets.sizes)), found.amount_of_pair
+
+    held = replace(counts, num_images=counts.num_images - counts.empty_images, empty_images=0)
+    return replace(found, counts=held, load_pairs=load_pairs)
+
+
 def _kind_of(target: str) -> tuple[str, bool]:
     """Kind of the target and whether it is a registered name."""
     if target in DatasetCatalog:
