@@ -156,7 +156,8 @@ def test_missing_files_of_detectron2s_sets_are_named(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "name", ["prepare_ade20k", "prepare_image_lists", "make_long_tailed", "preview_sampling"]
+    "name",
+    ["prepare_ade20k", "prepare_image_lists", "make_long_tailed", "preview_sampling", "visualize"],
 )
 def test_torch_does_not_warn(name):
     result = subprocess.run(

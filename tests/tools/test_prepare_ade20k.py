@@ -129,9 +129,9 @@ def test_processes_at_once_do_not_write_over_each_other(tmp_path, monkeypatch):
 
     def slow(image, file, **options):
         calls.append(file)
+        save(image, file, **options)
         if len(calls) == 1:
             ade20k._write(labels, path)
-        save(image, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", slow)
     ade20k._write(labels, path)
