@@ -17,18 +17,15 @@ import json
 import logging
 import os
 import sys
-import warnings
 
 import numpy as np
+from command_line import output_file, picture_file
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-# Detectron2 and fvcore script small functions at import; nothing a user can do about it.
-warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-
-from lt_det.data import register_from_config  # noqa: E402
-from lt_det.data.class_report import (  # noqa: E402
+from lt_det.data import register_from_config
+from lt_det.data.class_report import (
     GROUP_WORDS,
     class_report,
     class_table,
@@ -37,10 +34,10 @@ from lt_det.data.class_report import (  # noqa: E402
     summary_text,
     units_of,
 )
-from lt_det.data.datasets.lvis_format import FORMATS  # noqa: E402
-from lt_det.data.examine import LABEL_MAPS, examine  # noqa: E402
-from lt_det.errors import ConfigError, LtDetError  # noqa: E402
-from lt_det.evaluation.results import atomic_file  # noqa: E402
+from lt_det.data.datasets.lvis_format import FORMATS
+from lt_det.data.examine import LABEL_MAPS, LVIS_BORDERS, examine
+from lt_det.errors import ConfigError, LtDetError
+from lt_det.evaluation.results import atomic_file
 
 # As in plot_class_ap.py.
 GROUP_COLORS = {"f": "#dfe8f2", "c": "#fbeedd", "r": "#f7dfe2"}
@@ -69,24 +66,34 @@ def add_input_arguments(parser):
         type=int,
         metavar=("R", "C"),
         help="last image count of the groups r and c. Default: the groups of the annotation file "
-        "if it has them, else 10 100; for list files 19 100 (few, medium, many shots)",
+        "if it has them, else DATASETS.LT.GROUP_BORDERS of --config-file, else 10 100; for list "
+        "files 19 100 (few, medium, many shots) unless the file has other ones than 10 100",
     )
     parser.add_argument("--cache-dir", help="default: $DETECTRON2_DATASETS/lt_det_cache")
 
 
-def open_input(args):
-    """What the arguments of `add_input_arguments` name."""
+def load_input_config(args):
+    """The configuration of --config-file, its data sets registered; None without."""
+    if not args.config_file:
+        return None
+    from lt_det.engine import load_config
+
+    cfg = load_config(args.config_file)
+    register_from_config(cfg)
+    return cfg
+
+
+def open_input(args, cfg=None):
+    """What the arguments of `add_input_arguments` name; `cfg` is `load_input_config` of them."""
     if args.borders and not 0 < args.borders[0] < args.borders[1]:
         raise ConfigError(f"--borders must be 0 < R < C, got {args.borders[0]} {args.borders[1]}")
     options = {"borders": args.borders, "own_groups": not args.borders}
     cache_dir = args.cache_dir
-    if args.config_file:
-        from lt_det.engine import load_config
-
-        cfg = load_config(args.config_file)
-        register_from_config(cfg)
+    if cfg is not None:
         cache_dir = cache_dir or cfg.DATASETS.LT.CACHE_DIR
-        options["borders"] = options["borders"] or cfg.DATASETS.LT.GROUP_BORDERS
+        # The default is no choice: list files keep their own borders then.
+        if not args.borders and tuple(cfg.DATASETS.LT.GROUP_BORDERS) != LVIS_BORDERS:
+            options["borders"] = cfg.DATASETS.LT.GROUP_BORDERS
     return examine(
         args.target,
         class_file=args.classes,
@@ -203,15 +210,15 @@ def main(argv=None):
         help="show the N most frequent and the N rarest classes; 0: all. Default: all of up to 40 "
         "classes, else 10",
     )
-    parser.add_argument("--json", help="file to write everything to")
-    parser.add_argument("--plot", help="picture of the long tail to write")
+    parser.add_argument("--json", type=output_file, help="file to write everything to")
+    parser.add_argument("--plot", type=picture_file, help="picture of the long tail to write")
     args = parser.parse_args(argv)
     if args.top is not None and args.top < 0:
         parser.error(f"--top must be 0 or more, got {args.top}")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lt_det").setLevel(logging.INFO)
     try:
-        report = class_report(open_input(args))
+        report = class_report(open_input(args, load_input_config(args)))
     except LtDetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+from command_line import make_folder
 
 from lt_det.data.datasets.cifar import image_paths, is_cifar, read_cifar, write_images
 from lt_det.data.datasets.image_folder import read_image_folder
@@ -95,7 +96,12 @@ def output_list(args, cifar) -> Path:
     path = args.output if is_list else args.output / list_name(args)
     if path.exists() and path.samefile(args.source):
         raise ConfigError(f"--output {path} is the list that is read")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder; a list file has a name of its own")
+    try:
+        make_folder(path.parent)
+    except OSError as error:
+        raise ConfigError(f"--output {args.output} cannot be written: {error}") from error
     return path
 
 

@@ -15,6 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import command_line  # noqa: F401  a warning
+
 from lt_det.data.datasets.ade20k import EXPECTED, default_root, find_pairs, prepare_split
 from lt_det.data.datasets.parallel import default_workers
 from lt_det.errors import LtDetError

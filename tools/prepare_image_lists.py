@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import command_line  # noqa: F401  a warning
+
 from lt_det.data.datasets.image_list import read_image_list, write_image_list
 from lt_det.data.datasets.image_list_checks import (
     KNOWN_SETS,

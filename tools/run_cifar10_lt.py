@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line  # noqa: F401  a warning
+
 from lt_det.engine import load_config
 from lt_det.errors import LtDetError
 

@@ -21,6 +21,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import command_line  # noqa: F401  a warning
 import numpy as np
 import pycocotools.mask as mask_utils
 from detectron2.data.detection_utils import read_image

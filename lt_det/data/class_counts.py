@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,8 @@ from lt_det.data.datasets.file_cache import cache_path, default_cache_dir, file_
 from lt_det.data.datasets.lvis_format import parse_json
 from lt_det.data.records import as_records
 from lt_det.errors import ConfigError, DataError
+from lt_det.evaluation.groups import groups_from_counts
+from lt_det.evaluation.results import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -167,9 +168,6 @@ def _check_same_classes(first: str, a: tuple[str, ...], second: str, b: tuple[st
 
 
 def _groups(sets: list[_SetCounts], images: np.ndarray, borders: Sequence[int]) -> tuple[str, ...]:
-    # Here, because lt_det.evaluation's evaluators import lt_det.data.
-    from lt_det.evaluation.groups import groups_from_counts
-
     by_count = tuple(groups_from_counts(images, borders))
     frequencies = {s.frequency for s in sets}
     if len(frequencies) > 1:
@@ -184,7 +182,8 @@ def _counts_of(name: str, cache_dir: str) -> _SetCounts:
     if source is None or not _is_local_file(source.json_file):
         return _count(name, cache_dir)
     stamp = file_stamp(source.json_file, version=CACHE_VERSION)
-    path = cache_path(source.json_file, source.file_format, cache_dir, ".json")
+    place = os.path.abspath(source.json_file)
+    path = cache_path(place, source.file_format, cache_dir, ".json")
     cached = _read_cache(path, stamp)
     if cached is not None:
         return cached
@@ -277,14 +276,8 @@ def _write_cache(path: str, stamp: dict, counts: _SetCounts) -> None:
         "empty_images": counts.empty_images,
     }
     content["fingerprint"] = _cache_fingerprint(content)
-    # Not `tempfile`, whose files only their owner may read: data folders are shared.
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "w") as f:
+        with atomic_file(path) as f:
             json.dump(content, f)
-        os.replace(temporary, path)
     except OSError as e:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         logger.info(f"Class counts are not cached: {e}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lt_det.data.ragged import offsets_of, ragged_index
 from lt_det.errors import DataError
 
 
@@ -51,11 +52,19 @@ class ClassSets:
         return np.bincount(self.classes, minlength=self.num_classes)
 
     def largest(self, values: np.ndarray, empty: float) -> np.ndarray:
-        """(N,) the largest of (C,) `values` over the classes of each image; `empty` without."""
+        """(N,) the largest of (C,) `values` over the classes of each image; `empty` without.
+
+        Raises:
+            ValueError: not one value for each class.
+        """
         return self._reduce(np.maximum, values, empty)
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        """(N,) the sum of (C,) `values` over the classes of each image."""
+        """(N,) the sum of (C,) `values` over the classes of each image.
+
+        Raises:
+            ValueError: not one value for each class.
+        """
         return self._reduce(np.add, values, 0)
 
     def _reduce(self, ufunc: np.ufunc, values: np.ndarray, empty: float) -> np.ndarray:
@@ -74,15 +83,8 @@ class ClassSets:
         """The sets of the images of these indices, in this order."""
         images = np.asarray(images, dtype=np.int64)
         sizes = self.sizes[images]
-        offsets = _offsets(sizes)
-        # Place of each pair: the start of its image, plus its rank in the image.
-        rank = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-        classes = self.classes[np.repeat(self.offsets[:-1][images], sizes) + rank]
-        return ClassSets(offsets, classes, self.num_classes)
-
-
-def _offsets(sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+        classes = self.classes[ragged_index(self.offsets[:-1][images], sizes)]
+        return ClassSets(offsets_of(sizes), classes, self.num_classes)
 
 
 def class_sets_from_pairs(
@@ -106,7 +108,7 @@ def class_sets_from_pairs(
     keys = np.sort(images * max(num_classes, 1) + classes)
     keys = keys[np.append(True, np.diff(keys) > 0)[: len(keys)]]
     sizes = np.bincount(keys // max(num_classes, 1), minlength=num_images)
-    return ClassSets(_offsets(sizes), keys % max(num_classes, 1), num_classes)
+    return ClassSets(offsets_of(sizes), keys % max(num_classes, 1), num_classes)
 
 
 def class_sets_from_labels(labels: Sequence[int] | np.ndarray, num_classes: int) -> ClassSets:
@@ -160,7 +162,7 @@ def concatenate(parts: Sequence[ClassSets]) -> ClassSets:
         raise ValueError(f"class sets of {sorted(numbers)} classes cannot be joined")
     sizes = np.concatenate([part.sizes for part in parts])
     classes = np.concatenate([part.classes for part in parts])
-    return ClassSets(_offsets(sizes), classes, numbers.pop())
+    return ClassSets(offsets_of(sizes), classes, numbers.pop())
 
 
 def _check_range(what: str, values: np.ndarray, number: int) -> None:

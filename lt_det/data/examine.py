@@ -23,7 +23,12 @@ from lt_det.data.class_sets import (
     class_sets_from_labels,
     instances_of_pairs,
 )
-from lt_det.data.datasets.catalog import find_source, get_records, register_lvis_format
+from lt_det.data.datasets.catalog import (
+    find_source,
+    get_records,
+    load_own,
+    register_lvis_format,
+)
 from lt_det.data.datasets.class_names import read_class_names
 from lt_det.data.datasets.file_cache import default_cache_dir
 from lt_det.data.datasets.image_list import read_image_list
@@ -146,6 +151,19 @@ def examine(
     return _with_groups(found, borders, own_groups)
 
 
+def annotated_only(found: Examined) -> Examined:
+    """`found` without images that hold no class, as ``FILTER_EMPTY_ANNOTATIONS`` trains on it."""
+    counts = found.counts
+
+    def load_pairs():
+        sets = found.class_sets
+        # Images without classes have no pairs, so the amounts stay as they are.
+        return sets.select(np.flatnonzero(sets.sizes)), found.amount_of_pair
+
+    held = replace(counts, num_images=counts.num_images - counts.empty_images, empty_images=0)
+    return replace(found, counts=held, load_pairs=load_pairs)
+
+
 def _kind_of(target: str) -> tuple[str, bool]:
     """Kind of the target and whether it is a registered name."""
     if find_image_set(target):
@@ -231,13 +249,7 @@ def _label_maps(folder: str, names: list[str] | None, zero: bool, cache_dir: str
 
 def _registered_label_maps(name: str, cache_dir: str) -> Examined:
     """A set of Detectron2's for semantic segmentation: 255 is ignored, k is class k."""
-    try:
-        files = [record["sem_seg_file_name"] for record in DatasetCatalog.get(name)]
-    except FileNotFoundError as e:
-        raise MissingFileError(
-            f"data set {name!r}: {e.filename or e} does not exist; the environment variable "
-            "DETECTRON2_DATASETS moves the folder of Detectron2's data sets"
-        ) from e
+    files = [record["sem_seg_file_name"] for record in load_own(name)]
     names = MetadataCatalog.get(name).stuff_classes
     return _examined_maps(count_label_maps(files, name, names, cache_dir=cache_dir), name)
 

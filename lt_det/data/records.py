@@ -22,9 +22,8 @@ from lt_det.data.datasets.columns import (
     Columns,
     image_path,
     map_columns,
-    offsets_of,
-    ragged_index,
 )
+from lt_det.data.ragged import offsets_of, ragged_index
 from lt_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +52,12 @@ class Records(Sequence, ABC):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self._make(self._order[index].item())
+
+    def __copy__(self) -> Records:
+        # Not by way of __getstate__, which is for other processes.
+        result = object.__new__(type(self))
+        result.__dict__.update(self.__dict__)
+        return result
 
     def select(self, indices: np.ndarray) -> Records:
         """The images of (any,) indices, in this order."""
@@ -239,7 +244,10 @@ class ColumnRecords(Records):
         self.__dict__.update(state)
         if self._source is not None:
             path, about = self._source
-            self._columns, found = map_columns(path)
+            try:
+                self._columns, found = map_columns(path)
+            except (OSError, ValueError) as e:
+                raise DataError(f"{path} changed while a process was starting: {e}") from e
             if found != about:
                 raise DataError(f"{path} was made anew while a process was starting; start again")
             self.widths = self._columns.widths[self._order]

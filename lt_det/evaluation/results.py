@@ -32,6 +32,7 @@ import math
 import numbers
 import os
 import platform
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -266,16 +267,21 @@ def _is_number_or_none(value) -> bool:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, *, binary: bool = False) -> Iterator:
-    """A file to write that takes the place of `path` only if all was written."""
+    """A file to write, text unless `binary`, that takes the place of `path` once all is written.
+
+    Until then it has a name that no other process uses and that does not end as `path` does.
+    """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    # Not `tempfile`, whose files only their owner may read: folders are shared.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8") as f:
+        # "+" for writers that read back what they have written.
+        with open(temporary, "w+b") if binary else open(temporary, "w", encoding="utf-8") as f:
             yield f
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
 
 

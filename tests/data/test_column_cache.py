@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 
 import pytest
 from detectron2.config import get_cfg
@@ -18,7 +19,7 @@ from lt_det.data import (
     register_from_config,
     register_lvis_format,
 )
-from lt_det.data.datasets import column_cache, file_cache
+from lt_det.data.datasets import column_cache, columns, file_cache
 from lt_det.data.datasets.catalog import get_records, set_cache_dir
 from lt_det.errors import DataError
 from tests.data.small_sets import annotation, small_set, write_set
@@ -135,6 +136,63 @@ def test_a_damaged_cache_is_noticed_and_made_anew(mine, cache, builds, caplog, d
     assert list(get_records("mine")) == first
     assert builds == [mine, mine] and file.read_bytes() == whole
     assert caplog.text.count("is read again, the cache") == 1 and str(file) in caplog.text
+
+
+def rewrite_index(file, change):
+    """The same file with another index, sound in itself."""
+    raw = file.read_bytes()
+    place, length, _, magic = columns._TRAILER.unpack(raw[-columns._TRAILER.size :])
+    content = json.loads(raw[place : place + length])
+    content = change(content) or content
+    index = json.dumps(content).encode()
+    trailer = columns._TRAILER.pack(place, len(index), zlib.crc32(index), magic)
+    file.write_bytes(raw[:place] + index + trailer)
+
+
+def other_version(content):
+    content["about"]["stamp"]["version"] += 1
+    content["sections"]["new_column"] = content["sections"].pop("boxes")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (other_version, "it is not what the cache"),
+        (lambda c: c.pop("sections") and None, "cannot be used: its index is not one of columns"),
+        (lambda c: c.pop("about") and None, "cannot be used: its index is not one of columns"),
+        (lambda c: [1], "cannot be used"),
+        (lambda c: c["sections"].pop("boxes") and None, "cannot be used"),
+        (lambda c: c["sections"].update(boxes=["<f8", [2, 4], 10**30]), "cannot be used"),
+    ],
+)
+def test_another_index_is_noticed_and_made_anew(mine, cache, builds, caplog, change, words):
+    first = list(get_records("mine"))
+    (file,) = column_files(cache)
+    whole = file.read_bytes()
+    rewrite_index(file, change)
+    assert list(get_records("mine")) == first
+    assert builds == [mine, mine] and file.read_bytes() == whole
+    assert caplog.text.count("is read again, ") == 1 and words in caplog.text
+
+
+def test_what_a_killed_process_left_is_removed(mine, cache):
+    get_records("mine")
+    (file,) = column_files(cache)
+    (cache / f"{file.name}.0123abcd.tmp").write_bytes(b"half")
+    (cache / "other.columns.0123abcd.tmp").write_bytes(b"of another set")
+    file.unlink()
+    get_records("mine")
+    assert [p.name for p in column_files(cache)] == ["other.columns.0123abcd.tmp", file.name]
+
+
+def test_selecting_reads_no_file(mine, cache):
+    records = get_records("mine")
+    (file,) = column_files(cache)
+    file.unlink()
+    chosen = records.select([1])
+    assert list(chosen) == [records[1]] and len(records) == 2
+    with pytest.raises(DataError, match="changed while a process was starting"):
+        pickle.loads(pickle.dumps(chosen))
 
 
 def test_a_folder_that_cannot_be_written_is_not_an_error(mine, cache, builds, caplog):

@@ -54,6 +54,18 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         read_image_list(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("label", ["1000000", "3000000000", "99999999999999999999999", "9" * 5000])
+def test_labels_that_would_fill_the_memory_are_refused(tmp_path, label):
+    path = write(tmp_path, f"a.jpg 999999\nb.jpg {label}\n")
+    with pytest.raises(DataError) as error:
+        read_image_list(path)
+    text = str(error.value)
+    assert f"{path} line 2: label {label[:20]}" in text and "is not in 0..999999" in text
+    assert len(text) < len(str(path)) + 150
+    with pytest.raises(DataError, match="line 1: label 999999 is not in 0..4"):
+        read_image_list(path, num_classes=5)
+
+
 def test_without_a_number_of_classes_any_label_is_taken(tmp_path):
     assert read_image_list(write(tmp_path, "a.jpg 8141\n")).labels.tolist() == [8141]
 
@@ -71,6 +83,19 @@ def test_what_is_written_is_read_again(tmp_path):
     write_image_list(tmp_path / "new.txt", paths, labels)
     images = read_image_list(tmp_path / "new.txt", num_classes=9)
     assert images.paths == paths and images.labels.tolist() == labels.tolist()
+    assert [p.name for p in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_a_write_in_the_middle_of_another_is_whole(tmp_path):
+    path = tmp_path / "new.txt"
+
+    def paths():
+        yield "a.jpg"
+        write_image_list(path, ["b.jpg", "c.jpg"], [3, 4])
+        yield "d.jpg"
+
+    write_image_list(path, paths(), [1, 2])
+    assert path.read_text() == "a.jpg 1\nd.jpg 2\n"
     assert [p.name for p in tmp_path.iterdir()] == ["new.txt"]
 
 

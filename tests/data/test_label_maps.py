@@ -134,6 +134,12 @@ def four_bit_png(path):
     )
 
 
+def test_other_formats_are_refused_because_they_lose_values(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(DataError, match="a.png is of the format JPEG; a label map is"):
+        read_label_maps(tmp_path)
+
+
 def test_grey_of_four_bits_is_refused_because_it_would_be_stretched(tmp_path):
     four_bit_png(tmp_path / "small.png")
     with Image.open(tmp_path / "small.png") as image:
@@ -176,7 +182,7 @@ def test_a_second_call_reads_the_cache_under_any_convention(folder, tmp_path, de
     assert len(decoded) == 3
     assert other == content(read_label_maps(folder, list("xyz"), zero_is_unlabelled=True))
     (file,) = os.listdir(cache)
-    assert file.startswith("maps-label_maps-")
+    assert file.startswith("maps-") and file.endswith(".label_maps.npz")
     # Data folders are shared: as readable as any other file of this user.
     mode = os.stat(os.path.join(cache, file)).st_mode
     assert stat.S_IMODE(mode) == stat.S_IMODE((folder / "b.png").stat().st_mode)

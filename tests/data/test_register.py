@@ -214,3 +214,12 @@ def test_something_else_than_a_list_of_entries_is_an_error():
     cfg = SimpleNamespace(DATASETS=SimpleNamespace(LT=lt))
     with pytest.raises(ConfigError, match="DATASETS.LT.REGISTER must be a list .* got a dict"):
         register_from_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "name", ["cityscapes_fine_sem_seg_train", "coco_2017_train_panoptic", "voc_2007_train"]
+)
+def test_missing_files_of_detectron2s_own_loaders_are_named(name):
+    with pytest.raises(MissingFileError, match=f"data set '{name}': .*DETECTRON2_DATASETS") as e:
+        get_records(name)
+    assert e.value.__cause__.filename in str(e.value)

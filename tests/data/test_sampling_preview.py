@@ -144,7 +144,7 @@ def test_images_are_shared_with_the_other_classes_that_they_hold(tmp_path):
 
 
 def test_specs():
-    assert parse_rule("sqrt") == RuleSpec("sqrt", "sqrt", "repeat", 0, {})
+    assert parse_rule("sqrt") == RuleSpec("sqrt", "sqrt", "repeat", 0, {}, "--rules")
     spec = parse_rule("power:exponent=1, threshold=1e-2,form=draw,epoch=3")
     assert (spec.name, spec.form, spec.epoch) == ("power", "draw", 3)
     assert spec.params == {"exponent": 1, "threshold": 0.01}
@@ -164,6 +164,13 @@ def test_specs():
         ("sqrt:threshold=", "threshold must be a number, got ''"),
         ("sqrt:form=sideways", "form 'sideways', but it has repeat, draw"),
         ("sqrt:epoch=-1", "epoch -1 is not a whole number"),
+        ("sqrt:threshold=1,threshold=2", "key threshold comes twice"),
+        ("sqrt:form=draw,form=repeat", "key form comes twice"),
+        ("progressive:end_params=3", "end_params has names itself, as in end_params.cap=10"),
+        ("progressive:end=cben,end_params.cap=1,end_params.cap=2", "end_params.cap comes twice"),
+        ("progressive:end=cben,end_params.gap=1", "'gap' in --rules end_params"),
+        ("progressive:epochs.cap=10", "key of rule progressive"),
+        ("sqrt:threshold.cap=10", "key of rule sqrt"),
         ("sqrt:epoch=0.5", "epoch 0.5 is not a whole number"),
     ],
 )
@@ -172,8 +179,17 @@ def test_specs_that_cannot_be_are_named(text, message):
         parse_rule(text)
 
 
+def test_parameters_of_the_rules_of_a_rule(single):
+    spec = parse_rule("progressive:epochs=10,end=cben,end_params.cap=10,end_params.a=0.99", "draw")
+    expected = {"epochs": 10, "end": "cben", "end_params": {"cap": 10, "a": 0.99}}
+    assert spec.params == expected
+    order = build_rule("progressive", expected).order(single.class_sets, form="draw")
+    last = preview(single, f"{spec.label},epoch=9", form="draw")
+    assert last["most_repeats"] == pytest.approx(order.expected(9).max())
+
+
 def test_values_out_of_range_are_the_rules_business(single):
-    with pytest.raises(ConfigError, match="exponent=9 in DATALOADER.LT.SAMPLER.PARAMS"):
+    with pytest.raises(ConfigError, match="exponent=9 in --rules"):
         preview(single, "power:exponent=9")
     with pytest.raises(ConfigError, match="progressive needs `epochs`"):
         preview(single, "progressive")

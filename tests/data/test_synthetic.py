@@ -445,3 +445,11 @@ def test_the_loader_of_lvis_files_accepts_the_set(small_root):
     assert len(records) == len(content["images"])
     assert sum(len(r["annotations"]) for r in records) == len(content["annotations"])
     assert all(Path(r["file_name"]).is_file() for r in records)
+
+
+def test_the_default_folder_is_detectron2s(monkeypatch):
+    roots = []
+    monkeypatch.setattr(synthetic, "register_lvis_format", lambda *args, **_: roots.append(args[2]))
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~/sets")
+    register_synthetic()
+    assert roots == [Path("~/sets/lt_synthetic").expanduser()] * 2

@@ -2,14 +2,20 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
 from PIL import Image
 
+from lt_det.config import add_lt_config
+from lt_det.data.examine import LVIS_BORDERS
 from tests.data.conftest import clean_catalogs  # noqa: F401
 from tests.data.small_sets import annotation, random_set, small_set, write_set
-from tests.tools.load import load_tool
+from tests.tools.load import TOOLS, load_tool
 
 tool = load_tool("class_counts")
 
@@ -99,6 +105,69 @@ def test_a_registered_set_of_a_configuration_file(tmp_path, run):
     images = report["per_class"]["images"]
     expected = ["r" if n <= 4 else "c" if n <= 6 else "f" for n in images]
     assert report["per_class"]["group"] == expected
+
+
+def test_list_files_keep_their_groups_under_a_configuration_file(tmp_path, run):
+    path = write_list(tmp_path, [150, 50, 15, 4])
+    (tmp_path / "plain.yaml").write_text("SEED: 1\n")
+    (tmp_path / "own.yaml").write_text("DATASETS:\n  LT:\n    GROUP_BORDERS: (4, 20)\n")
+    assert add_lt_config(get_cfg()).DATASETS.LT.GROUP_BORDERS == LVIS_BORDERS
+    _, report = run(path, "--config-file", tmp_path / "plain.yaml")
+    assert report["borders"] == [19, 100] and report["per_class"]["group"] == list("fcrr")
+    _, report = run(path, "--config-file", tmp_path / "own.yaml")
+    assert report["borders"] == [4, 20] and report["per_class"]["group"] == list("ffcr")
+    _, report = run(path, "--config-file", tmp_path / "own.yaml", "--borders", 15, 149)
+    assert report["borders"] == [15, 149] and report["per_class"]["group"] == list("fcrr")
+
+
+@pytest.mark.parametrize("name", ["class_counts", "preview_sampling"])
+@pytest.mark.parametrize(
+    "option, file, message",
+    [
+        ("--plot", "tail.pgn", "tail.pgn has no suffix of a picture; accepted: "),
+        ("--plot", "tail", "tail has no suffix of a picture"),
+        ("--plot", "train.txt/tail.png", "train.txt/tail.png cannot be written"),
+        ("--json", "train.txt/out.json", "train.txt/out.json cannot be written"),
+        ("--json", "folder", "folder is a folder"),
+    ],
+)
+def test_outputs_are_checked_before_anything_is_read(
+    tmp_path, monkeypatch, capsys, name, option, file, message
+):
+    checked = load_tool(name)
+    monkeypatch.setattr(checked, "open_input", lambda *_: pytest.fail("something was read"))
+    target = write_list(tmp_path, [2, 1])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit):
+        checked.main([str(target), option, str(tmp_path / file)])
+    assert message in capsys.readouterr().err
+
+
+def test_folders_of_outputs_are_made(tmp_path, run):
+    path = write_list(tmp_path, [2, 1])
+    run(path, "--plot", tmp_path / "a" / "b" / "tail.svg")
+    assert (tmp_path / "a" / "b" / "tail.svg").read_text().startswith("<?xml")
+
+
+def test_missing_files_of_detectron2s_sets_are_named(tmp_path, run):
+    text, _ = run("voc_2007_train", code=1)
+    assert text.startswith("error: data set 'voc_2007_train': ") and text.count("\n") == 1
+    assert "does not exist" in text and "DETECTRON2_DATASETS" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prepare_ade20k", "prepare_image_lists", "make_long_tailed", "preview_sampling", "visualize"],
+)
+def test_torch_does_not_warn(name):
+    result = subprocess.run(
+        [sys.executable, str(TOOLS / f"{name}.py"), "--help"],
+        env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr == ""
 
 
 def test_many_classes_are_shown_by_both_ends(tmp_path, run):

@@ -175,12 +175,12 @@ def test_cifar_images_are_written_once(cifar, tmp_path, capsys):
     images = sorted(out.rglob("*.png"))
     before = {p: p.stat().st_mtime_ns for p in images}
     # Another list of the same images, after a run that was stopped.
-    images[0].rename(f"{images[0]}.partial")
+    images[0].rename(f"{images[0]}.123.tmp")
     images[1].write_bytes(images[1].read_bytes()[:50])
     assert run(cifar, out, "--imbalance", 20, "--seed", 666) == 0
     # Sorted by path, these two are in test/.
     assert "test: 2 images written, 8 kept" in capsys.readouterr().out
-    assert sorted(out.rglob("*.png")) == images and not list(out.rglob("*.partial"))
+    assert sorted(out.rglob("*.png")) == images
     changed = [p for p in images if p.stat().st_mtime_ns != before[p]]
     assert set(changed) <= set(images[:2])
     np.testing.assert_array_equal(
@@ -189,6 +189,17 @@ def test_cifar_images_are_written_once(cifar, tmp_path, capsys):
     golden = np.load(GOLDEN / "cifar_lt_selection_c10_r666.npz")
     assert counts(out / "train_exp_if20_seed666.txt") == golden["class_counts"].tolist()
     assert (out / "train_exp_if10_seed0.txt").is_file()
+
+
+def test_an_output_that_cannot_be_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.txt").mkdir()
+    for output in ("file/lists", "file/lt.txt", "file", "folder.txt"):
+        assert run(folder, tmp_path / output, "--imbalance", 2) == 1
+        text = capsys.readouterr().err
+        assert text.startswith(f"error: --output {tmp_path / output}") and text.count("\n") == 1
+    assert run(folder, tmp_path / "new" / "er" / "lt.txt", "--imbalance", 2) == 0
+    assert counts(tmp_path / "new" / "er" / "lt.txt") == [8, 5, 4]
 
 
 def test_cifar_needs_a_folder(cifar, tmp_path, capsys):

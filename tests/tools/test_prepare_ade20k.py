@@ -112,7 +112,7 @@ def test_several_processes_do_the_same(root, capsys):
 def test_a_stopped_run_goes_on(root, capsys):
     run(root)
     output(root, "a").unlink()
-    (root / "annotations_detectron2/training/a.png.partial").write_bytes(b"\x89PNG half of it")
+    (root / "annotations_detectron2/training/a.png.123.tmp").write_bytes(b"\x89PNG half of it")
     broken = output(root, "b")  # as another program may leave it
     broken.write_bytes(broken.read_bytes()[:40])
     capsys.readouterr()
@@ -120,7 +120,23 @@ def test_a_stopped_run_goes_on(root, capsys):
     assert "training: 2 converted, 1 kept, 0 faulty" in capsys.readouterr().out
     assert_converted(root, "a")
     assert_converted(root, "b")
-    assert not list(root.rglob("*.partial"))
+
+
+def test_processes_at_once_do_not_write_over_each_other(tmp_path, monkeypatch):
+    """One begins, a second does the same from start to end, and the first goes on."""
+    path, labels = tmp_path / "a.png", np.arange(6, dtype=np.uint8).reshape(2, 3)
+    save, calls = Image.Image.save, []
+
+    def slow(image, file, **options):
+        calls.append(file)
+        save(image, file, **options)
+        if len(calls) == 1:
+            ade20k._write(labels, path)
+
+    monkeypatch.setattr(Image.Image, "save", slow)
+    ade20k._write(labels, path)
+    assert np.asarray(Image.open(path)).tolist() == labels.tolist()
+    assert len(calls) == 2 and [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("part", ["images/training/a.jpg", "annotations/training/a.png"])
@@ -174,8 +190,8 @@ FAULTS = {
         "is 9 x 6 pixels, its annotation 8 x 6",
     ),
     "turned by EXIF": (IMAGE, turned, IMAGE, "is 6 x 8 pixels, its annotation 8 x 6"),
-    "colour": (ANNOTATION, save(np.zeros((6, 8, 3), np.uint8)), ANNOTATION, "of mode RGB"),
-    "16 bits": (ANNOTATION, save(np.zeros((6, 8), np.uint16)), ANNOTATION, "with 16 bits"),
+    "colour": (ANNOTATION, save(np.zeros((6, 8, 3), np.uint8)), ANNOTATION, "has mode RGB; "),
+    "16 bits": (ANNOTATION, save(np.zeros((6, 8), np.uint16)), ANNOTATION, "has mode I;16; "),
     "value": (ANNOTATION, save(np.full((6, 8), 151, np.uint8)), ANNOTATION, "the value 151; acc"),
 }
 
@@ -203,7 +219,7 @@ def test_two_bit_grey_annotations_are_refused(root, capsys):
     path = root / ANNOTATION
     path.write_bytes(bytes.fromhex(one_by_one))
     assert run(root) == 1
-    assert "with 2 bits" in capsys.readouterr().err
+    assert "has mode L;2; " in capsys.readouterr().err
 
 
 def test_palette_annotations_give_their_indices(root):

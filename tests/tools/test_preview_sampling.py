@@ -4,8 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from lt_det.data.build import class_sets, epoch_order, training_records
+from lt_det.data.class_sets import expected_per_class
+from lt_det.data.examine import examine
+from lt_det.data.rules import build_rule
+from lt_det.engine import load_config
 from tests.data.conftest import clean_catalogs  # noqa: F401
 from tests.data.small_sets import random_set, write_set
 from tests.tools.load import load_tool
@@ -73,12 +79,114 @@ def test_lines_are_percent_of_an_epoch_from_frequent_to_rare(list_file, tmp_path
         assert picture.size[0] > 1000
 
 
+@pytest.fixture
+def configured(tmp_path):
+    """A configuration file with a set of 12 images with and 3 without annotations."""
+    data = random_set(0)
+    data["images"] += [{**data["images"][0], "id": 2000 + k} for k in range(3)]
+    path, root = write_set(tmp_path, data)
+
+    def write(**dataloader):
+        content = {
+            "DATASETS": {
+                "TRAIN": ["mine"],
+                "LT": {"REGISTER": [{"name": "mine", "json": path, "images": root}]},
+            },
+            "SOLVER": {"MAX_ITER": 30, "IMS_PER_BATCH": 4},
+            "MODEL": {"MASK_ON": False},
+            "DATALOADER": {"SAMPLER_TRAIN": "LongTailSampler", **dataloader},
+        }
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+SAMPLERS = [
+    {"LT": {"SAMPLER": {"RULE": "balanced", "PARAMS": {"cap": 3.0}}}},
+    {"LT": {"SAMPLER": {"RULE": "sqrt", "FORM": "draw"}}, "FILTER_EMPTY_ANNOTATIONS": False},
+    {"LT": {"SAMPLER": {"RULE": "class_aware", "FORM": "draw"}}},
+    {"LT": {"SAMPLER": {"RULE": "progressive", "PARAMS": {"end_params": {"cap": 2.0}}}}},
+    {"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD": 0.3},
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_configured_rule_is_shown_as_training_draws_it(configured, tmp_path, capsys, sampler):
+    file = configured(**sampler)
+    text, content = run(tmp_path, capsys, "mine", "--config-file", file, "--rules", "cben")
+    assert [rule["label"].endswith("(config)") for rule in content["rules"]] == [False, True, False]
+    cfg = load_config(file)
+    sets = class_sets(cfg, training_records(cfg))
+    order = epoch_order(cfg, sets)
+    kept = "FILTER_EMPTY_ANNOTATIONS" in sampler
+    assert content["num_images"] == len(sets) == (15 if kept else 12)
+    assert content["num_images_left_out"] == (0 if kept else 3)
+    assert ("3 images without annotations are left out, as in training" in text) == (not kept)
+    rule, repeats = content["rules"][1], order.expected(0)
+    assert rule["epoch_length"] == pytest.approx(repeats.sum())
+    assert rule["expected_images"] == pytest.approx(expected_per_class(sets, repeats).tolist())
+
+
+def test_a_progressive_rule_needs_no_epochs_with_a_configuration(configured, tmp_path, capsys):
+    file = configured(LT={"SAMPLER": {"RULE": "instance"}})
+    rules = ["progressive:form=draw,epoch=1", "progressive:form=draw,epoch=1,epochs=10"]
+    text, content = run(tmp_path, capsys, "mine", "--config-file", file, "--rules", *rules)
+    # 120 images are ten epochs of draws from 12; the configured rule is the data.
+    _, first, second = content["rules"]
+    assert first["expected_images"] == second["expected_images"]
+    assert "epoch=1 changes: shown is epoch 1, in the end the imbalance factor is " in text
+
+
+def test_images_without_annotations_may_be_kept(configured, tmp_path, capsys):
+    path = configured().replace("mine.yaml", "set.json")
+    assert run(tmp_path, capsys, path)[1]["rules"][1]["epoch_length"] < 15
+    text, content = run(tmp_path, capsys, path, "--keep-empty")
+    assert content["num_images"] == 15 and "without annotations" not in text
+    repeats = (
+        build_rule("sqrt").order(examine(path, cache_dir=str(tmp_path)).class_sets).expected(0)
+    )
+    assert content["rules"][1]["epoch_length"] == pytest.approx(repeats.sum())
+
+
+def test_rules_that_do_nothing_are_told(list_file, tmp_path, capsys):
+    rules = ["instance", "sqrt", "sqrt:threshold=0.5", "progressive:epochs=5"]
+    text, _ = run(tmp_path, capsys, list_file, "--rules", *rules)
+    assert text.count("hardly changes how often classes come") == 1
+    assert "sqrt hardly changes how often classes come: the imbalance factor stays at 16.0" in text
+
+
+def test_nine_rules_can_be_told_apart(list_file, tmp_path, capsys):
+    rules = [*"sqrt cben balanced effective reverse instance class_aware".split()]
+    rules += ["sqrt:threshold=0.01", "power:exponent=0.6,threshold=0.02,cap=100"]
+    rules += ["progressive:epochs=10,epoch=4,start=instance,end=cben,end_params.cap=10"]
+    _, content = run(tmp_path, capsys, list_file, "--rules", *rules)
+    report = {**content, "num_classes_without_images": 0, "totals": {"images": 210}}
+    for selected in (content["rules"], content["rules"][:3]):
+        figure = tool.draw(selected, report)
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box, canvas = legend.get_window_extent(), figure.bbox
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= canvas.x1 and box.y1 <= canvas.y1
+        assert legend._ncols <= 3
+    lines = tool.draw(content["rules"], report).axes[0].lines
+    looks = {
+        (
+            line.get_color(),
+            line.get_linestyle(),
+            line._unscaled_dash_pattern[1] and tuple(line._unscaled_dash_pattern[1]),
+        )
+        for line in lines
+    }
+    assert len(looks) == len(lines) == 10
+
+
 @pytest.mark.parametrize(
     "rules, message",
     [
         (["sqr"], "Did you mean 'sqrt'"),
-        (["sqrt:threshold=0"], "threshold=0 in DATALOADER.LT.SAMPLER.PARAMS must be positive"),
-        (["progressive"], "rule progressive needs `epochs`"),
+        (["sqrt:threshold=0"], "threshold=0 in --rules must lie in (0, 1]"),
+        (["progressive"], "rule progressive needs `epochs` in --rules here"),
     ],
 )
 def test_errors_are_one_line(list_file, tmp_path, capsys, rules, message):

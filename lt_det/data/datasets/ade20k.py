@@ -7,15 +7,17 @@ everything else and 1..150 are the classes; there 0..149 are the classes and 255
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from lt_det.data.datasets.label_png import read_label_png
 from lt_det.data.datasets.parallel import map_files
+from lt_det.data.datasets.paths import datasets_root
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.results import atomic_file
 
 NUM_CLASSES = 150
 IGNORED = 255
@@ -66,8 +68,7 @@ class SplitReport:
 
 def default_root() -> Path:
     """``$DETECTRON2_DATASETS/ADEChallengeData2016``, with Detectron2's default ``datasets``."""
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    return Path(root) / "ADEChallengeData2016"
+    return Path(datasets_root()) / "ADEChallengeData2016"
 
 
 def to_training_labels(values: np.ndarray) -> np.ndarray:
@@ -91,22 +92,9 @@ def read_annotation(path: Path) -> np.ndarray:
     """(H, W) uint8 values of an annotation of the archive; of a palette image, the indices.
 
     Raises:
-        DataError: not a readable image with one channel of 8 bits.
+        DataError: see `read_label_png`.
     """
-    image = _decode(path)
-    # Pillow opens grey PNG files of 2 and 4 bits as "L" and multiplies their values.
-    bits = _bits_of_png(path) if image.format == "PNG" else 8
-    if image.mode == "P" or (image.mode == "L" and bits == 8):
-        return np.asarray(image)
-    raise DataError(
-        f"is an image of mode {image.mode} with {bits} bits; accepted: one channel of 8 bits, "
-        "or a palette"
-    )
-
-
-def _bits_of_png(path: Path) -> int:
-    with open(path, "rb") as file:
-        return file.read(25)[24]  # 8 bytes signature, 8 of the chunk's header, width, height
+    return np.asarray(read_label_png(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -174,9 +162,8 @@ def _is_current(pair: Pair, labels: np.ndarray) -> bool:
 
 def _write(labels: np.ndarray, path: Path) -> None:
     # The name of an unfinished file does not end in .png, which training looks for.
-    partial = path.with_name(f"{path.name}.partial")
-    Image.fromarray(labels).save(partial, format="PNG")
-    os.replace(partial, path)
+    with atomic_file(path, binary=True) as file:
+        Image.fromarray(labels).save(file, format="PNG")
 
 
 def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[Fault]]:
@@ -217,7 +204,7 @@ def _stems(folder: Path, suffix: str) -> dict[str, Path]:
             f"no *{suffix} files in {folder} (looked for {folder.resolve()}). The option --root "
             "names another ADEChallengeData2016 folder; the environment variable "
             "DETECTRON2_DATASETS moves the folder it is in "
-            f"(now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}). "
+            f"(now {datasets_root()!r}). "
             f"The archive comes from {SOURCE}."
         )
     return files

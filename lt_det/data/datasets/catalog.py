@@ -11,8 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lt_det.data.datasets.file_cache import default_cache_dir
 from lt_det.data.datasets.lvis_format import check_format, class_list, load_records
+from lt_det.data.datasets.paths import datasets_root
 from lt_det.data.records import ListRecords, Records
-from lt_det.errors import ConfigError
+from lt_det.errors import ConfigError, MissingFileError
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,11 @@ def get_records(name: str, *, need_images: bool = True, cache_dir: str | None = 
 
     Raises:
         ConfigError: no set has that name; the message lists near ones.
-        MissingFileError, DataError: see `load_lvis_format`.
+        MissingFileError, DataError: see `load_lvis_format` and `load_own`.
     """
     source = find_source(name)
     if source is None:
-        return ListRecords(DatasetCatalog.get(name))
+        return ListRecords(load_own(name))
     return load_records(
         source.json_file,
         source.image_root,
@@ -180,6 +181,22 @@ def get_records(name: str, *, need_images: bool = True, cache_dir: str | None = 
         need_images=need_images,
         cache_dir=cache_dir or _cache_dir(),
     )
+
+
+def load_own(name: str) -> list[dict]:
+    """Records of a registered set by the loader it was registered with.
+
+    Raises:
+        MissingFileError: a file or folder of the set does not exist.
+    """
+    try:
+        return DatasetCatalog.get(name)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise MissingFileError(
+            f"data set {name!r}: {e.filename or e} does not exist; the environment variable "
+            f"DETECTRON2_DATASETS moves the folder of Detectron2's data sets "
+            f"(now {datasets_root()!r})"
+        ) from e
 
 
 def _list_records(name: str) -> list[dict]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.results import atomic_file
 
 _CHANNELS, _SIZE = 3, 32
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -152,6 +153,11 @@ class _ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module, name):
+        """What a pickle may call.
+
+        Raises:
+            pickle.UnpicklingError: anything else that it asks for.
+        """
         if (module, name) not in self._ACCEPTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of CIFAR")
         return self._ACCEPTED[module, name]
@@ -221,8 +227,8 @@ def write_images(cifar: Cifar, split: str, root: str | os.PathLike) -> int:
     for path, image in zip(image_paths(cifar, split), pixels, strict=True):
         path = os.path.join(root, path)
         if not _holds(path, image):
-            Image.fromarray(np.ascontiguousarray(image)).save(f"{path}.partial", format="PNG")
-            os.replace(f"{path}.partial", path)
+            with atomic_file(path, binary=True) as file:
+                Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG")
             written += 1
     return written
 

@@ -34,10 +34,9 @@ from lt_det.data.datasets.columns import (
     RLE_BYTES,
     RLE_TEXT,
     ColumnFile,
-    offsets_of,
-    ragged_index,
 )
 from lt_det.data.datasets.columns import NO_MASK as WITHOUT
+from lt_det.data.ragged import offsets_of, ragged_index
 
 _INT8 = np.iinfo(np.int8)
 # 2**31 hundredths of a pixel.

@@ -7,6 +7,7 @@ name complete, so it is either there or not; what it was made from is in it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import logging
 import os
@@ -16,7 +17,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from lt_det.data.datasets.column_builder import ColumnBuilder, UnusualEntry
-from lt_det.data.datasets.columns import ColumnFile, Columns, map_columns, read_columns
+from lt_det.data.datasets.columns import (
+    ColumnFile,
+    Columns,
+    OtherStamp,
+    map_columns,
+    read_columns,
+)
 from lt_det.data.datasets.file_cache import cache_path, file_stamp, lock_if_possible
 from lt_det.data.datasets.json_stream import NotStreamable, stream_lists
 
@@ -73,10 +80,12 @@ def open_columns(
     source = _Source(local, stamp, read_whole)
     if not cache_dir or os.path.getsize(local) < MIN_CACHED_BYTES:
         return _make_in_memory(source)
-    path = cache_path(local, f"{file_format} {check}", cache_dir, ".columns")
+    path = cache_path(os.path.abspath(local), f"{file_format} {check}", cache_dir, ".columns")
     found = _read_cache(path, stamp)
     if found is None:
-        with lock_if_possible(path):
+        with lock_if_possible(path) as locked:
+            if locked:
+                _remove_unfinished(path)
             found = _read_cache(path, stamp, report=False) or _make(path, source)
     return found
 
@@ -91,18 +100,23 @@ class _Source:
 def _read_cache(path: str, stamp: dict, report: bool = True) -> OpenColumns | None:
     """The cached columns; None, with a log line that says why, if they cannot be used."""
     try:
-        columns, about = map_columns(path)
+        return OpenColumns(*map_columns(path, stamp), path)
     except FileNotFoundError:
         return None
+    except OtherStamp:
+        reason = f"it is not what the cache {path} was made from"
     except (OSError, ValueError) as e:
         reason = f"the cache {path} cannot be used: {e}"
-    else:
-        if about["stamp"] == stamp:
-            return OpenColumns(columns, about, path)
-        reason = f"it is not what the cache {path} was made from"
     if report:
         logger.warning(f"file {stamp['path']} is read again, {reason}")
     return None
+
+
+def _remove_unfinished(path: str) -> None:
+    """Remove what processes left that were killed while they wrote; nobody else writes now."""
+    for left in glob.glob(f"{glob.escape(path)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            os.unlink(left)
 
 
 def _make(path: str, source: _Source) -> OpenColumns | None:

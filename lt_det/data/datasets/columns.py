@@ -7,6 +7,7 @@ and several processes share one copy. `column_builder` makes it.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
@@ -142,20 +143,6 @@ def image_path(root: str, key: str, name: str) -> str:
     return os.path.join(root, *parts)
 
 
-# ---- ragged columns --------------------------------------------------------------------------
-
-
-def offsets_of(sizes) -> np.ndarray:
-    """(N + 1,) int64, where each of N rows of these sizes begins, and where the last one ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-
-
-def ragged_index(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The places starts[i], ..., starts[i] + sizes[i] - 1 of every row i in turn."""
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
-
-
 # ---- the file --------------------------------------------------------------------------------
 
 
@@ -195,10 +182,20 @@ class ColumnFile:
         self.out.flush()
 
 
-def read_columns(buffer) -> tuple[Columns, dict]:
+class OtherStamp(ValueError):
+    """The columns were made from something else, or by another version."""
+
+
+def read_columns(buffer, stamp: dict | None = None) -> tuple[Columns, dict]:
     """Columns over a buffer that holds a whole file, and what `ColumnFile.close` was told.
 
+    Args:
+        buffer: bytes of the file.
+        stamp: what has to be the `stamp` of what it was told; None = anything. It is compared
+            before anything else, as a file of another version may have other columns.
+
     Raises:
+        OtherStamp: it is not.
         ValueError: truncated, or not such a file. Only the index is read, so a byte that is wrong
             inside a column goes unnoticed; files come into being under their name complete.
     """
@@ -212,14 +209,20 @@ def read_columns(buffer) -> tuple[Columns, dict]:
     if zlib.crc32(index) != checksum:
         raise ValueError("its index is damaged")
     content = json.loads(index)
-    arrays = {
-        name: np.frombuffer(buffer, dtype, int(np.prod(shape)), start).reshape(shape)
-        for name, (dtype, shape, start) in content["sections"].items()
-    }
-    return Columns(**arrays), content["about"]
+    try:
+        about, sections = content["about"], content["sections"]
+        if stamp is not None and about["stamp"] != stamp:
+            raise OtherStamp("it was made from something else")
+        arrays = {
+            name: np.frombuffer(buffer, dtype, math.prod(shape), start).reshape(shape)
+            for name, (dtype, shape, start) in sections.items()
+        }
+        return Columns(**arrays), about
+    except (AttributeError, KeyError, OverflowError, TypeError) as e:
+        raise ValueError(f"its index is not one of columns: {e!r}") from e
 
 
-def map_columns(path: str) -> tuple[Columns, dict]:
+def map_columns(path: str, stamp: dict | None = None) -> tuple[Columns, dict]:
     """`read_columns` of a file that is mapped into memory, read-only.
 
     Raises:
@@ -227,4 +230,4 @@ def map_columns(path: str) -> tuple[Columns, dict]:
         ValueError: see `read_columns`; an empty file.
     """
     with open(path, "rb") as f:
-        return read_columns(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+        return read_columns(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), stamp)

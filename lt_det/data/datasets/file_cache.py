@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from iopath.common.file_io import file_lock
 from portalocker.exceptions import BaseLockException
 
+from lt_det.data.datasets.paths import datasets_root
+
 logger = logging.getLogger(__name__)
 
 # Bytes hashed at either end of a file. Reading all of LVIS train (1.1 GB) would take as long
@@ -20,8 +22,7 @@ HASHED_BYTES = 2**20
 
 def default_cache_dir() -> str:
     """``$DETECTRON2_DATASETS/lt_det_cache``, with Detectron2's default root ``datasets``."""
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    return os.path.join(root, "lt_det_cache")
+    return os.path.join(datasets_root(), "lt_det_cache")
 
 
 def file_stamp(path: str, **more) -> dict:
@@ -46,23 +47,35 @@ def file_stamp(path: str, **more) -> dict:
     }
 
 
-def cache_path(path: str, kind: str, cache_dir: str, suffix: str) -> str:
-    """A file's cache file: its base name and a digest of where it lies and of `kind`."""
-    stem = os.path.splitext(os.path.basename(path))[0]
-    place = hashlib.sha256(f"{os.path.abspath(path)}\n{kind}".encode()).hexdigest()[:12]
-    return os.path.join(cache_dir, f"{stem}-{place}{suffix}")
+def cache_path(place: str, kind: str, cache_dir: str, suffix: str) -> str:
+    """Where what is kept of a data set lies.
+
+    Args:
+        place: the file or folder it was made from, with its whole path, or a registered name.
+        kind: what else tells it from others of that place.
+        cache_dir: its folder.
+        suffix: how its name ends.
+
+    Returns:
+        A path with the last part of `place` and a digest of all of it and of `kind`.
+    """
+    stem = os.path.splitext(os.path.basename(place))[0]
+    digest = hashlib.sha256(f"{place}\n{kind}".encode()).hexdigest()[:12]
+    return os.path.join(cache_dir, f"{stem}-{digest}{suffix}")
 
 
 @contextlib.contextmanager
-def lock_if_possible(path: str) -> Iterator[None]:
-    """Wait until no other process is inside with this path.
+def lock_if_possible(path: str) -> Iterator[bool]:
+    """Wait until no other process is inside with this path; whether that is certain.
 
     Where the folder cannot be written or its file system knows no locks, nobody waits: the work
     inside is then done more than once, so it has to be right all the same.
     """
     with contextlib.ExitStack() as stack:
+        locked = False
         try:
             stack.enter_context(file_lock(path))
+            locked = True
         except (OSError, BaseLockException) as e:
             logger.info(f"{path} is not locked: {e}")
-        yield
+        yield locked

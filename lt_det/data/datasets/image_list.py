@@ -12,6 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.results import atomic_file
+
+# Labels of a list without a class number are below it. The largest lists have some ten thousand
+# classes, and everything that reads a label makes arrays and names for all classes up to it: an
+# image id in place of a label would fill the memory.
+LABEL_LIMIT = 1_000_000
+MAX_DIGITS = 40  # of a label as it is written
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +44,7 @@ def read_image_list(path: str | os.PathLike, *, num_classes: int | None = None) 
 
     Args:
         path: text file, UTF-8.
-        num_classes: C; None takes any label.
+        num_classes: C; None takes any label below `LABEL_LIMIT`.
 
     Raises:
         MissingFileError: no such file.
@@ -83,12 +90,13 @@ def _parse(line: str, number: int, path: str, num_classes: int | None) -> tuple[
     name, text = parts[0].strip(), parts[1]
     if not text.isdecimal():
         raise DataError(f"{path} line {number}: label {text!r} is not a whole number from 0")
-    label = int(text)
-    if num_classes is not None and label >= num_classes:
-        raise DataError(
-            f"{path} line {number}: label {label} is not in 0..{num_classes - 1} "
-            f"({num_classes} classes)"
-        )
+    # Python refuses to convert thousands of digits.
+    label = int(text) if len(text) <= MAX_DIGITS else None
+    limit = LABEL_LIMIT if num_classes is None else num_classes
+    if label is None or label >= limit:
+        shown = f"{text[:MAX_DIGITS]}..." if label is None else label
+        why = f"{num_classes} classes" if num_classes is not None else "is it an image id?"
+        raise DataError(f"{path} line {number}: label {shown} is not in 0..{limit - 1} ({why})")
     return name, label
 
 
@@ -96,7 +104,5 @@ def write_image_list(
     path: str | os.PathLike, paths: Sequence[str], labels: Sequence[int] | np.ndarray
 ) -> None:
     """Write a list file in one step, so that a stopped script leaves no half of one."""
-    temporary = f"{os.fspath(path)}.partial"
-    with open(temporary, "w", encoding="utf-8") as file:
+    with atomic_file(path) as file:
         file.writelines(f"{p} {int(k)}\n" for p, k in zip(paths, labels, strict=True))
-    os.replace(temporary, path)

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lt_det.data.datasets.class_names import read_class_names
 from lt_det.data.datasets.image_list import read_image_list
+from lt_det.data.datasets.paths import datasets_root
 from lt_det.errors import ConfigError, MissingFileError
 
 # Stands for Detectron2's folder of data sets until a set is used.
@@ -70,9 +71,8 @@ def find_image_set(name: str) -> ImageSet | None:
     found = _IMAGE_SETS.get(name)
     if found is None:
         return None
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    paths = (p.replace(ROOT, root) for p in (found.list_file, found.image_root, found.class_file))
-    return ImageSet(name, *paths, found.hint)
+    texts = found.list_file, found.image_root, found.class_file, found.hint
+    return ImageSet(name, *(text.replace(ROOT, datasets_root()) for text in texts))
 
 
 def prepare_image_set(name: str) -> None:

@@ -59,6 +59,11 @@ class _Reader:
         self.buffer, self.at_end = b"", False
 
     def lists(self) -> Iterator[tuple[str, list]]:
+        """See `stream_lists`.
+
+        Raises:
+            NotStreamable: see there.
+        """
         self._expect(b"{")
         seen = set()
         if self._peek() == b"}":

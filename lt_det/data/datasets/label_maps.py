@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from lt_det.data.class_sets import ClassSets, class_sets_from_pairs
+from lt_det.data.datasets.file_cache import cache_path
+from lt_det.data.datasets.label_png import read_label_png
 from lt_det.data.datasets.parallel import default_workers
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.results import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ IGNORED = 255
 NUM_VALUES = 256
 # Raise it when the rules for what counts change: older caches are then rebuilt.
 CACHE_VERSION = 1
-READABLE = "a label map is an 8-bit PNG of mode L (grey) or P (palette; its indices count)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,8 @@ def count_label_maps(
     """`read_label_maps` of given files; `place`, their folder or data set, names the cache.
 
     Raises:
-        MissingFileError, DataError: see `read_label_maps`.
+        MissingFileError: a file does not exist.
+        DataError: see `read_label_maps`.
     """
     values, pixels = cached_value_counts(files, place, cache_dir)
     return _to_classes(files, values, pixels, class_names, zero_is_unlabelled)
@@ -189,17 +190,9 @@ def count_values(files: Sequence[str]) -> tuple[ClassSets, np.ndarray]:
 def _histogram(path: str) -> np.ndarray:
     """(256,) int32, how many pixels of a label map have each value."""
     try:
-        with Image.open(path) as image:
-            # A grey PNG of 1, 2 or 4 bits is stretched to 0..255 while it is decoded.
-            packing = image.tile[0][3] if image.tile else image.mode
-            if image.mode not in ("L", "P") or (image.mode == "L" and packing != "L"):
-                mode = packing if image.mode == "L" else image.mode
-                raise DataError(f"{path} has mode {mode}; {READABLE}")
-            return np.array(image.histogram(), dtype=np.int32)
-    except DataError:
-        raise
-    except Exception as e:  # decoders raise almost anything on damaged files
-        raise DataError(f"{path} cannot be read as a label map: {e}") from e
+        return np.array(read_label_png(path).histogram(), dtype=np.int32)
+    except DataError as e:
+        raise DataError(f"{path} {e}") from e
 
 
 # ---- cache -----------------------------------------------------------------------------------
@@ -208,11 +201,16 @@ def _histogram(path: str) -> np.ndarray:
 def cached_value_counts(
     files: Sequence[str], place: str, cache_dir: str | None
 ) -> tuple[ClassSets, np.ndarray]:
-    """`count_values` of `files`, from the cache of `place` if it was made from these files."""
+    """`count_values` of `files`, from the cache of `place` if it was made from these files.
+
+    Raises:
+        MissingFileError: a file does not exist.
+        DataError: see `count_values`.
+    """
     if cache_dir is None:
         return count_values(files)
     stamp = files_stamp(files, place)
-    path = cache_path(place, cache_dir)
+    path = cache_path(place, "label maps", cache_dir, ".label_maps.npz")
     cached = _read_cache(path, stamp)
     if cached is not None:
         return cached
@@ -223,7 +221,11 @@ def cached_value_counts(
 
 
 def files_stamp(files: Sequence[str], place: str) -> dict:
-    """What tells whether label maps are still those that were counted."""
+    """What tells whether label maps are still those that were counted.
+
+    Raises:
+        MissingFileError: a file does not exist.
+    """
     digest = hashlib.sha256()
     for path, stat in zip(files, _stats(files), strict=True):
         entry = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
@@ -242,12 +244,6 @@ def _stats(files: Sequence[str]) -> Iterator[os.stat_result]:
             yield os.stat(path)
         except FileNotFoundError as e:
             raise MissingFileError(f"label map {path} does not exist (a broken link?)") from e
-
-
-def cache_path(place: str, cache_dir: str) -> str:
-    """Cache file of the label maps in `place`: its last part and a digest of all of it."""
-    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
-    return os.path.join(cache_dir, f"{os.path.basename(place)}-label_maps-{digest}.npz")
 
 
 def _read_cache(path: str, stamp: dict) -> tuple[ClassSets, np.ndarray] | None:
@@ -272,11 +268,8 @@ def _read_cache(path: str, stamp: dict) -> tuple[ClassSets, np.ndarray] | None:
 
 def _write_cache(path: str, stamp: dict, values: ClassSets, pixels: np.ndarray) -> None:
     """Write the cache file in one step, so that other processes see all of it or nothing."""
-    # Not `tempfile`, whose files only their owner may read: data folders are shared.
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "wb") as file:
+        with atomic_file(path, binary=True) as file:
             np.savez_compressed(
                 file,
                 stamp=json.dumps(stamp),
@@ -284,8 +277,5 @@ def _write_cache(path: str, stamp: dict, values: ClassSets, pixels: np.ndarray) 
                 values=values.classes.astype(np.uint8),
                 pixels=pixels,
             )
-        os.replace(temporary, path)
     except OSError as e:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         logger.info(f"Label maps are not cached: {e}")

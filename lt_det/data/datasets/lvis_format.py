@@ -24,6 +24,7 @@ from lt_det.data.datasets.annotations import Tally, convert_annotations, note_mi
 from lt_det.data.datasets.categories import ClassList, first_repeated, read_classes
 from lt_det.data.datasets.column_cache import OpenColumns, open_columns
 from lt_det.data.datasets.columns import image_path
+from lt_det.data.datasets.paths import datasets_root
 from lt_det.data.records import ColumnRecords, ListRecords, Records
 from lt_det.errors import ConfigError, DataError, MissingFileError
 
@@ -70,7 +71,7 @@ def parse_json(raw: bytes, path: str):
 
 def _origin(path: str) -> str:
     """What prepares a missing file or folder, for an error message."""
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = datasets_root()
     if not os.path.abspath(path).startswith(os.path.abspath(root) + os.sep):
         return "Check `json` and `images` of this data set in DATASETS.LT.REGISTER."
     place = f"The environment variable DETECTRON2_DATASETS moves this place (now {root!r})."
@@ -145,6 +146,11 @@ def class_list(
         file_format: "lvis" or "coco": what the file has to be in order to be read into columns,
             and these cached; None = only its categories matter.
         cache_dir: see `load_records`.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: not JSON, a list is missing, or a category cannot be used; with `file_format`
+            also what `load_lvis_format` says of annotations.
     """
     local = _local_annotation_file(path, name)
     key = _file_key(local)

@@ -57,6 +57,7 @@ import numpy as np
 from PIL import Image
 
 from lt_det.data.datasets.catalog import register_lvis_format
+from lt_det.data.datasets.paths import datasets_root
 from lt_det.data.datasets.synthetic_drawing import (
     SHAPES,
     SURFACES,
@@ -476,7 +477,7 @@ def register_synthetic(
         spec: what to generate.
     """
     if root is None:
-        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "lt_synthetic"
+        root = Path(datasets_root()) / "lt_synthetic"
     root = Path(root)
     for split in SPLITS:
         register_lvis_format(

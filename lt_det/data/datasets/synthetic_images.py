@@ -8,7 +8,6 @@ of 32 x 32 pixels, training images by the profile of CIFAR-LT, test images balan
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 from lt_det.data.datasets.image_list import write_image_list
 from lt_det.data.datasets.image_sets import ROOT, ImageSet, register_image_set
 from lt_det.data.datasets.long_tail import profile
+from lt_det.data.datasets.paths import datasets_root
 from lt_det.data.datasets.synthetic import (
     SPLITS,
     class_name,
@@ -98,8 +98,7 @@ def generate_images(root: str | Path, spec: ImagesSpec = ImagesSpec()) -> Path:
 
 
 def _prepare() -> None:
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    generate_images(Path(root) / FOLDER)
+    generate_images(Path(datasets_root()) / FOLDER)
 
 
 def register_synthetic_images() -> None:
