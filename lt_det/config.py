@@ -42,6 +42,29 @@ def add_lt_config(cfg: CN) -> CN:
     # (0.001 for the sigmoid losses, none for the softmax losses). 0: no prior.
     cfg.MODEL.LT.CLASSIFIER.PRIOR_PROB = -1.0
 
+    # A learned factor on each output of the classifier (LWS, MiSLAS). Image classification.
+    cfg.MODEL.LT.CLASS_SCALE = False
+
+    # Image classification (MODEL.META_ARCHITECTURE "LongTailClassifier").
+    cfg.MODEL.LT.NUM_CLASSES = 1000
+    # Output of the backbone that is pooled; "" = its last one.
+    cfg.MODEL.LT.FEATURE = ""
+    # Mixup: alpha of the Beta distribution; 0 = none.
+    cfg.MODEL.LT.MIXUP = 0.0
+
+    # A second stage of training. Run folder or checkpoint of the first one: its weights are
+    # loaded, the state of its loss is not.
+    cfg.MODEL.LT.FIRST_STAGE = ""
+    # Modules that start anew instead, by dotted name, e.g. ("classifier",).
+    cfg.MODEL.LT.START_ANEW = ()
+    # Modules that do not train, e.g. ("backbone",), also without a first stage.
+    cfg.MODEL.LT.FREEZE = ()
+    # Batch normalisation in them: "eval" uses the running statistics; "update" goes on updating
+    # these (MiSLAS's shifted batch normalisation).
+    cfg.MODEL.LT.FREEZE_NORM = "eval"
+    # Checkpoint whose backbone this model starts with, a detector's or a classifier's.
+    cfg.MODEL.LT.BACKBONE_WEIGHTS = ""
+
     # Which classes take part in the classification loss of a region (detectors).
     cfg.MODEL.LT.FEDERATED = CN()
     # "": all. "annotated": those that the image's lists of LVIS say are present or verified to
@@ -60,7 +83,9 @@ def add_lt_config(cfg: CN) -> CN:
 
     cfg.DATASETS.LT = CN()
     # Own data sets, without code. A list of
-    # {name: my_train, json: /path/train.json, images: /path/images, format: lvis | coco}.
+    # {name: my_train, json: /path/train.json, images: /path/images, format: lvis | coco}
+    # or, for image classification,
+    # {name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}.
     cfg.DATASETS.LT.REGISTER = []
     # r / c / f borders in training images of a class: r <= first, c <= second, f above.
     # Used where the annotation file has no `frequency` of its own.
@@ -70,6 +95,25 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.DATASETS.LT.CACHE_DIR = ""
 
     cfg.DATALOADER.LT = CN()
+    # Image classification. AUGMENT: "crop" (random crop of a random size, ImageNet's), "cifar"
+    # (padding and crop), "none".
+    cfg.DATALOADER.LT.IMAGE = CN()
+    cfg.DATALOADER.LT.IMAGE.AUGMENT = "crop"
+    # Side of the training and test crop, and shorter side that test images are resized to first.
+    cfg.DATALOADER.LT.IMAGE.SIZE = 224
+    cfg.DATALOADER.LT.IMAGE.RESIZE = 256
+    # Of a random crop: share of the image and width over height.
+    cfg.DATALOADER.LT.IMAGE.SCALE = (0.08, 1.0)
+    cfg.DATALOADER.LT.IMAGE.RATIO = (0.75, 4 / 3)
+    # Brightness, contrast, saturation; (0, 0, 0) = none.
+    cfg.DATALOADER.LT.IMAGE.JITTER = (0.0, 0.0, 0.0)
+    cfg.DATALOADER.LT.IMAGE.FLIP = True
+    # Zeros around a CIFAR image before it is cropped, in pixels.
+    cfg.DATALOADER.LT.IMAGE.PAD = 4
+    # Under "cifar", a set whose decoded images take up to so many MiB is held in memory.
+    cfg.DATALOADER.LT.IMAGE.CACHE_MB = 4096
+    # Images of a test batch.
+    cfg.DATALOADER.LT.IMAGE.TEST_BATCH = 256
     # An image file that is missing, truncated or of another size than its annotation says:
     # "error" stops and names it, "skip" takes the next image of the set and counts.
     cfg.DATALOADER.LT.BAD_IMAGE = "error"
@@ -89,7 +133,16 @@ def add_lt_config(cfg: CN) -> CN:
     # images of one step, over all ranks and passes, so the learning rate needs no change.
     cfg.SOLVER.LT.ACCUMULATION_STEPS = 1
 
+    # Learning rate of the classifier, as a multiple of that of all else (MiSLAS trains its second
+    # stage with 0.05 to 0.5).
+    cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR = 1.0
+
     cfg.TEST.LT = CN()
+    # Keep pooled features and classifier weights of an evaluation (image classification), for
+    # tools/plot_classification.py.
+    cfg.TEST.LT.KEEP_FEATURES = False
+    # tau-normalisation of a linear classifier at inference; 0 = none. Image classification.
+    cfg.TEST.LT.TAU_NORM = 0.0
     # Metric that decides which checkpoint is kept as model_best.pth, e.g. "segm/APr"; with
     # several test sets "lvis_v1_val/segm/APr". "": none is kept. Needs TEST.EVAL_PERIOD > 0.
     cfg.TEST.LT.BEST_METRIC = ""

@@ -5,6 +5,7 @@
     python tools/benchmark.py losses --segmentation --threads 2 --output losses_seg.json
     python tools/benchmark.py load-lvis --output load_lvis.json
     python tools/benchmark.py samplers --output samplers.json
+    python tools/benchmark.py load-images --output load_images.json
 
 Each part is a file benchmark_*.py, which says what it measures. Run it on a machine that does
 nothing else, or with one thread.
@@ -13,13 +14,14 @@ nothing else, or with one thread.
 import argparse
 import sys
 
+import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_samplers
 
 from lt_det.errors import LtDetError
 
-PARTS = (benchmark_losses, benchmark_loading, benchmark_samplers)
+PARTS = (benchmark_losses, benchmark_loading, benchmark_samplers, benchmark_images)
 
 
 def parser() -> argparse.ArgumentParser:

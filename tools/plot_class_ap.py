@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lt_det.errors import DataError, LtDetError
-from lt_det.evaluation.results import class_values, default_label, read_record
+from lt_det.evaluation.results import class_values, default_label, read_record, selection
 
 # Grey for the first, which is usually the baseline; the others keep apart for colour-blind readers.
 COLORS = ("#9aa0a6", "#3b76af", "#c8364a", "#e08a1e", "#5a9e6f")
@@ -29,7 +29,8 @@ def collect(runs):
     """{label: records} of ``[LABEL=]PATH`` arguments; a folder stands for its only record.
 
     Raises:
-        DataError: a folder without exactly one record, or records of different class lists.
+        DataError: a folder without exactly one record, records of different class lists, or of
+            the last and the best epoch under one label.
     """
     rows = {}
     for run in runs:
@@ -41,6 +42,10 @@ def collect(runs):
         record = read_record(files[0])
         name = label if equals else default_label(record)
         rows.setdefault(name, []).append(record)
+    for name, records in rows.items():
+        epochs = {selection(r) for r in records}
+        if len(epochs) > 1:
+            raise DataError(f"the records of {name!r} are of different epochs: {epochs}")
     names = {tuple(r["per_class"]["name"]) for records in rows.values() for r in records}
     if len(names) > 1:
         raise DataError("the runs were evaluated on different class lists")

@@ -11,7 +11,13 @@ import sys
 from pathlib import Path
 
 from lt_det.errors import LtDetError, MissingFileError
-from lt_det.evaluation.results import default_label, format_rows, per_class_table, read_record
+from lt_det.evaluation.results import (
+    default_label,
+    format_rows,
+    per_class_table,
+    read_record,
+    selection,
+)
 
 
 def parse_args(argv=None):
@@ -62,7 +68,7 @@ def record_files(path: Path) -> list[Path]:
 
 
 def collect(runs: list[str], group_by: str) -> dict[tuple, tuple[str, list[dict]]]:
-    """Rows: key -> (label, records). Records of different test sets are never in one row."""
+    """Rows: key -> (label, records), one row for each test set and selection of the epoch."""
     rows = {}
     for run in runs:
         label, path = split_label(run)
@@ -72,7 +78,7 @@ def collect(runs: list[str], group_by: str) -> dict[tuple, tuple[str, list[dict]
             if group_by == "config":
                 name = default_label(record)
             alone = group_by == "none" or (group_by == "label" and label is None)
-            key = (name, record["dataset"], str(file) if alone else None)
+            key = (name, record["dataset"], selection(record), str(file) if alone else None)
             rows.setdefault(key, (name, []))[1].append(record)
     return rows
 
@@ -83,7 +89,8 @@ def main(argv=None) -> int:
         rows = collect(args.runs, args.group_by)
         print(format_rows(list(rows.values()), columns=args.columns, digits=args.digits))
         for name, records in rows.values() if args.per_class else ():
-            print(f"\n{name}, {records[0]['dataset']}\n")
+            epoch = selection(records[0])
+            print(f"\n{name}, {records[0]['dataset']}{f', epoch: {epoch}' if epoch else ''}\n")
             print(per_class_table(records, digits=args.digits))
     except LtDetError as e:
         print(f"error: {e}", file=sys.stderr)

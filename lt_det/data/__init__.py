@@ -1,7 +1,7 @@
 """Records, class counts, samplers and loaders.
 
-Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val``; nothing is
-generated or read until one of them is used.
+Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val`` and the usual sets
+of image classification; nothing is generated or read until one of them is used.
 """
 
 from lt_det.data.class_counts import (
@@ -19,8 +19,12 @@ from lt_det.data.datasets import (
     register_lvis_format,
     register_synthetic,
 )
+from lt_det.data.datasets.image_sets import register_known_image_sets
+from lt_det.data.datasets.synthetic_images import register_synthetic_images
 
 register_synthetic()
+register_synthetic_images()
+register_known_image_sets()
 
 __all__ = [
     "ClassCounts",

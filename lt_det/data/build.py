@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import MapDataset, MetadataCatalog, build_detection_test_loader
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,7 +20,12 @@ from lt_det.data.class_sets import (
     expected_per_class,
 )
 from lt_det.data.datasets import get_records
+from lt_det.data.datasets.file_cache import default_cache_dir
+from lt_det.data.datasets.image_sets import find_image_set, image_records
 from lt_det.data.epochs import EpochOrder
+from lt_det.data.image_cache import CachedImageDataset, load_image_cache
+from lt_det.data.image_mapper import ImageLabelMapper
+from lt_det.data.image_records import ImageListRecords, check_image_records
 from lt_det.data.imbalance import imbalance_factor
 from lt_det.data.mappers import LongTailDatasetMapper
 from lt_det.data.records import Records, as_records, drop_unannotated, join_records
@@ -211,6 +217,8 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
             that ``INPUT.MASK_FORMAT`` does not allow.
         DataError: no image is left.
     """
+    if any(map(find_image_set, cfg.DATASETS.TRAIN)):
+        return _build_image_train_loader(cfg)
     records = as_records(training_records(cfg))
     if cfg.MODEL.LT.FEDERATED.MODE == "annotated" and not records.has_image_lists():
         logger.warning(
@@ -253,8 +261,60 @@ def train_loader(
     )
 
 
+def _build_image_train_loader(cfg) -> TrainLoader:
+    """The training loader of image classification."""
+    if len(cfg.DATASETS.TRAIN) > 1:
+        raise ConfigError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: image classification trains on one "
+            "list; join the files"
+        )
+    records = image_records(cfg.DATASETS.TRAIN[0])
+    num_classes = cfg.MODEL.LT.NUM_CLASSES
+    check_image_records(records, num_classes, may_be_empty=True)  # empty ones are reported before
+    dataset = image_dataset(cfg, records, is_train=True)
+    return train_loader(cfg, dataset, records.class_sets(num_classes))
+
+
+def image_dataset(cfg, records: ImageListRecords, *, is_train: bool) -> Dataset:
+    """Samples of image classification, from memory under ``AUGMENT`` "cifar"."""
+    node = cfg.DATALOADER.LT.IMAGE
+    skip_bad = cfg.DATALOADER.LT.BAD_IMAGE == "skip"
+    mapper = ImageLabelMapper(cfg, is_train=is_train)  # checks the keys, too
+    if node.AUGMENT == "cifar" and node.CACHE_MB > 0:
+        cache = load_image_cache(
+            records,
+            cfg.DATASETS.LT.CACHE_DIR or default_cache_dir(),
+            skip_bad=skip_bad,
+            max_mb=node.CACHE_MB,
+        )
+        return CachedImageDataset(
+            cache,
+            records,
+            is_train=is_train,
+            pad=node.PAD,
+            flip=node.FLIP,
+            image_format=cfg.INPUT.FORMAT,
+            rank=comm.get_rank(),
+        )
+    if is_train:
+        return SeededDataset(
+            records, mapper, bad_image=cfg.DATALOADER.LT.BAD_IMAGE, rank=comm.get_rank()
+        )
+    return MapDataset(records, mapper)
+
+
 def build_test_loader(cfg, dataset_name: str):
     """Detectron2's loader for one test set: every image once, over all ranks, in order."""
+    if find_image_set(dataset_name):
+        records = image_records(dataset_name)
+        check_image_records(records, cfg.MODEL.LT.NUM_CLASSES, may_be_empty=True)
+        return DataLoader(
+            image_dataset(cfg, records, is_train=False),
+            batch_size=cfg.DATALOADER.LT.IMAGE.TEST_BATCH,
+            sampler=InferenceSampler(len(records)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+        )
     return build_detection_test_loader(
         dataset=get_records(dataset_name),
         mapper=LongTailDatasetMapper(cfg, is_train=False),
@@ -351,6 +411,8 @@ def check_loading(cfg) -> None:
     """Raise a ConfigError for values that only the training loader would find wrong."""
     check_bad_image(cfg.DATALOADER.LT.BAD_IMAGE)
     build_sampling_rule(cfg)
+    if any(find_image_set(name) for name in cfg.DATASETS.TRAIN):
+        ImageLabelMapper(cfg, is_train=True)
 
 
 def check_bad_image(value: str) -> None:

@@ -32,6 +32,7 @@ from lt_det.data.datasets.catalog import (
 from lt_det.data.datasets.class_names import read_class_names
 from lt_det.data.datasets.file_cache import default_cache_dir
 from lt_det.data.datasets.image_list import read_image_list
+from lt_det.data.datasets.image_sets import check_list_file, find_image_set, prepare_image_set
 from lt_det.data.datasets.label_maps import LabelMaps, count_label_maps, read_label_maps
 from lt_det.data.datasets.lvis_format import check_format
 from lt_det.errors import ConfigError, DataError, MissingFileError
@@ -137,6 +138,8 @@ def examine(
         found = _registered_label_maps(target, cache_dir)
     elif kind == LABEL_MAPS:
         found = _label_maps(target, names, zero_is_unlabelled, cache_dir)
+    elif kind == IMAGE_LIST and is_name:
+        found = _registered_image_list(target)
     elif kind == IMAGE_LIST:
         found = _image_list(target, names)
     else:
@@ -163,6 +166,8 @@ def annotated_only(found: Examined) -> Examined:
 
 def _kind_of(target: str) -> tuple[str, bool]:
     """Kind of the target and whether it is a registered name."""
+    if find_image_set(target):
+        return IMAGE_LIST, True
     if target in DatasetCatalog:
         meta = MetadataCatalog.get(target)
         things = meta.get("thing_classes") or meta.get("json_file")
@@ -262,6 +267,14 @@ def _image_list(path: str, names: list[str] | None) -> Examined:
     counts = counts_of_class_sets(sets, names, path)
     one_each = np.ones(len(images), dtype=np.int64)
     return Examined(IMAGE_LIST, counts, None, lambda: (sets, one_each))
+
+
+def _registered_image_list(name: str) -> Examined:
+    prepare_image_set(name)
+    image_set = check_list_file(name)
+    names = read_class_names(image_set.class_file) if image_set.class_file else None
+    found = _image_list(image_set.list_file, names)
+    return replace(found, counts=replace(found.counts, source=name))
 
 
 def counts_of_class_sets(

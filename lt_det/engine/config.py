@@ -14,17 +14,10 @@ from detectron2.utils.file_io import PathManager
 
 import lt_det.modeling  # noqa: F401  registers the heads
 from lt_det.config import OPEN_PARAMS, add_lt_config, node_at, open_params
-from lt_det.data import (
-    ClassCounts,
-    dataset_info,
-    get_class_counts,
-    get_records,
-    register_from_config,
-    report_absent_classes,
-)
-from lt_det.data.build import check_loading, images_per_pass
+from lt_det.data import ClassCounts, register_from_config, report_absent_classes
+from lt_det.engine.stages import check_stage_keys, first_stage_file
+from lt_det.engine.tasks import check_training, task_of
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
-from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
 from lt_det.modeling.build import (
     classifier_from_config,
     federated_from_config,
@@ -178,9 +171,12 @@ def prepare_config(
     """
     check_device(cfg)
     register_from_config(cfg)
+    check_stage_keys(cfg)
+    task = task_of(cfg)
     if training:
-        images_per_pass(cfg, ranks)
-        check_loading(cfg)
+        check_training(cfg, ranks)
+        if cfg.MODEL.LT.FIRST_STAGE:
+            first_stage_file(cfg.MODEL.LT.FIRST_STAGE)
     check_best_metric(cfg)
     counts = _class_counts(cfg, required=training)
     if counts is not None:
@@ -189,14 +185,13 @@ def prepare_config(
         if training:
             report_absent_classes(counts)
     for name in cfg.DATASETS.TEST:
-        info = dataset_info(name)
-        check_num_classes(cfg, name, len(info.class_names))
-        check_same_classes(name, info.class_names, counts)
-        get_records(name)  # a missing image folder is found now, not after the training
-        lvis_classes()
-    if "LongTail" in cfg.MODEL.ROI_HEADS.NAME:
-        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        loss = loss_from_config(cfg, num_classes=num_classes, has_background=True)
+        class_names = task.test_classes(cfg, name)
+        check_num_classes(cfg, name, len(class_names))
+        check_same_classes(name, class_names, counts)
+        task.check_test_files(cfg, name)
+    if task.has_our_loss(cfg):
+        num_classes = task.num_classes(cfg)
+        loss = loss_from_config(cfg, num_classes=num_classes, has_background=task.has_background)
         classifier_from_config(cfg, loss, in_features=1)
         federated_from_config(cfg, num_classes=num_classes)
     return counts
@@ -221,8 +216,7 @@ def check_best_metric(cfg: CfgNode) -> None:
     name = cfg.TEST.LT.BEST_METRIC
     if not name:
         return
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    known = [f"{task}/{metric}" for task in tasks for metric in METRICS]
+    known = task_of(cfg).metrics(cfg)
     if len(cfg.DATASETS.TEST) > 1:  # then Detectron2 puts the name of the set in front
         known = [f"{dataset}/{metric}" for dataset in cfg.DATASETS.TEST for metric in known]
     if name not in known:
@@ -245,10 +239,11 @@ def check_device(cfg: CfgNode) -> None:
 
 def check_num_classes(cfg: CfgNode, dataset: str, found: int) -> None:
     """Raise a ConfigError unless the head has as many classes as the data set."""
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != found:
+    task = task_of(cfg)
+    if task.num_classes(cfg) != found:
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES} but data set "
-            f"{dataset} has {found} classes"
+            f"{task.classes_key} is {task.num_classes(cfg)} but data set {dataset} has {found} "
+            "classes"
         )
 
 
@@ -258,11 +253,7 @@ def _class_counts(cfg: CfgNode, required: bool) -> ClassCounts | None:
             raise ConfigError("DATASETS.TRAIN is empty")
         return None
     try:
-        return get_class_counts(
-            cfg.DATASETS.TRAIN,
-            cache_dir=cfg.DATASETS.LT.CACHE_DIR or None,
-            borders=cfg.DATASETS.LT.GROUP_BORDERS,
-        )
+        return task_of(cfg).counts(cfg)
     except LtDetError:
         if required:
             raise

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.engine import HookBase
@@ -72,10 +72,12 @@ class BestCheckpointHook(HookBase):
     Args:
         checkpointer: see ``lt_det.engine.checkpoint``.
         metric: name in the event storage, e.g. "segm/APr".
+        keep_results: called when a new best checkpoint has been saved.
     """
 
-    def __init__(self, checkpointer, metric: str):
+    def __init__(self, checkpointer, metric: str, keep_results: Callable[[], None] | None = None):
         self.checkpointer, self.metric = checkpointer, metric
+        self.keep_results = keep_results
         self.path = os.path.join(checkpointer.save_dir, "model_best.json")
         self.best = -math.inf
         self.seen = -1
@@ -102,7 +104,7 @@ class BestCheckpointHook(HookBase):
             return  # training failed
         self._compare()
         if self.seen < 0:
-            known = sorted(name for name in self.trainer.storage.latest() if "/AP" in name)
+            known = sorted(name for name in self.trainer.storage.latest() if "/" in name)
             logger.warning(
                 "TEST.LT.BEST_METRIC %r was never measured, so no best checkpoint is kept. "
                 "Measured: %s",
@@ -121,6 +123,8 @@ class BestCheckpointHook(HookBase):
         self.checkpointer.save("model_best", tag=False, iteration=self.trainer.iter)
         with open(self.path, "w") as file:
             json.dump({"metric": self.metric, "value": value, "iteration": iteration}, file)
+        if self.keep_results is not None:
+            self.keep_results()
         logger.info("Best %s so far: %.2f, kept as model_best.pth", self.metric, value)
 
 

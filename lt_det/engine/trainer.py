@@ -13,7 +13,7 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from lt_det.data import ClassCounts, dataset_info
+from lt_det.data import ClassCounts
 from lt_det.data.build import build_test_loader, build_train_loader
 from lt_det.engine.checkpoint import LongTailCheckpointer
 from lt_det.engine.hooks import (
@@ -26,12 +26,21 @@ from lt_det.engine.hooks import (
     named_grad_stats,
     set_aside,
 )
+from lt_det.engine.optimizer import scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
+from lt_det.engine.stages import load_backbone, load_first_stage
 from lt_det.engine.step import StepTrainer
+from lt_det.engine.tasks import Classification, task_of
 from lt_det.engine.writers import build_writers
 from lt_det.errors import ConfigError
-from lt_det.evaluation.lvis import LongTailLVISEvaluator
-from lt_det.evaluation.results import add_run_info, write_record
+from lt_det.evaluation.results import (
+    LAST,
+    add_run_info,
+    best_on,
+    read_record,
+    record_path,
+    write_record,
+)
 from lt_det.losses import reset_run_state, scheduled_losses
 
 logger = logging.getLogger(__name__)
@@ -104,6 +113,11 @@ class LongTailTrainer(DefaultTrainer):
             return
         if resume:
             logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
+        node = self.cfg.MODEL.LT
+        if node.FIRST_STAGE:
+            load_first_stage(self.checkpointer.model, node.FIRST_STAGE, node.START_ANEW)
+        elif node.BACKBONE_WEIGHTS:
+            load_backbone(self.checkpointer.model, node.BACKBONE_WEIGHTS)
         set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         if reset_run_state(self.model):
             logger.warning(
@@ -181,7 +195,13 @@ class LongTailTrainer(DefaultTrainer):
         ret.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
             if cfg.TEST.LT.BEST_METRIC:
-                ret.append(BestCheckpointHook(self.checkpointer, cfg.TEST.LT.BEST_METRIC))
+                ret.append(
+                    BestCheckpointHook(
+                        self.checkpointer,
+                        cfg.TEST.LT.BEST_METRIC,
+                        keep_results=lambda: keep_best_records(cfg),
+                    )
+                )
             ret.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return ret
 
@@ -200,6 +220,13 @@ class LongTailTrainer(DefaultTrainer):
                 config_file=self.config_file,
             )
         return self._last_eval_results
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """Detectron2's; with ``SOLVER.LT.CLASSIFIER_LR_FACTOR`` the classifier's rate differs."""
+        optimizer = super().build_optimizer(cfg, model)
+        scale_learning_rate(optimizer, model, cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR)
+        return optimizer
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -250,32 +277,6 @@ def evaluate_checkpoint(
     return evaluate(cfg, model, class_counts, weights=weights, config_file=config_file)
 
 
-def build_evaluator(cfg, dataset_name: str, class_counts: ClassCounts | None):
-    """The evaluator of a test set, with the groups and counts of the training set.
-
-    Both have the same class list, see :func:`lt_det.engine.config.prepare_config`.
-    """
-    info = dataset_info(dataset_name)
-    counts = None
-    if class_counts is not None:
-        counts = {
-            "images": class_counts.images.tolist(),
-            "instances": class_counts.instances.tolist(),
-        }
-    return LongTailLVISEvaluator(
-        dataset_name=dataset_name,
-        json_file=info.json_file,
-        class_names=info.class_names,
-        category_ids=info.category_ids,
-        groups=None if class_counts is None or info.frequency else class_counts.groups,
-        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
-        class_counts=counts,
-        group_borders=cfg.DATASETS.LT.GROUP_BORDERS,
-    )
-
-
 def evaluate(
     cfg,
     model: torch.nn.Module,
@@ -298,10 +299,11 @@ def evaluate(
     Returns:
         Nested results as ``DefaultTrainer.test`` gives them; empty on ranks other than 0.
     """
-    evaluators = [build_evaluator(cfg, name, class_counts) for name in cfg.DATASETS.TEST]
+    task = task_of(cfg)
+    evaluators = [task.evaluator(cfg, n, class_counts, model) for n in cfg.DATASETS.TEST]
     results = LongTailTrainer.test(cfg, model, evaluators)
     if comm.is_main_process():
-        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+        for evaluator in evaluators:
             record = add_run_info(
                 evaluator.record,
                 iteration=iteration,
@@ -309,7 +311,20 @@ def evaluate(
                 config=config_file,
                 weights=weights,
                 counts_fingerprint=class_counts.fingerprint if class_counts else None,
+                # Which epoch a figure is of matters where publications take the best one. Of
+                # weights from a file nothing is known.
+                selection=LAST if iteration and task is Classification else None,
                 loss=cfg.MODEL.LT.LOSS.NAME,
             )
-            write_record(os.path.join(cfg.OUTPUT_DIR, "results", f"{name}.json"), record)
+            write_record(record_path(cfg.OUTPUT_DIR, record), record)
     return results
+
+
+def keep_best_records(cfg) -> None:
+    """Keep the records of the evaluation that was the best so far, in files of their own."""
+    chosen_on = cfg.TEST.LT.BEST_METRIC.rsplit("/", 2)[0] if len(cfg.DATASETS.TEST) > 1 else ""
+    for name in cfg.DATASETS.TEST:
+        path = os.path.join(cfg.OUTPUT_DIR, "results", f"{name}.json")
+        record = read_record(path)
+        record["run"]["selection"] = best_on(chosen_on or name)
+        write_record(record_path(cfg.OUTPUT_DIR, record), record)

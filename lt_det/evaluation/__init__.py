@@ -17,10 +17,14 @@ from lt_det.evaluation.results import (
 )
 
 # Name -> module of this package that defines it.
-_LAZY = {"LongTailLVISEvaluator": "lvis"}
+_LAZY = {
+    "LongTailClassificationEvaluator": "classification",
+    "LongTailLVISEvaluator": "lvis",
+}
 
 __all__ = [
     "GROUPS",
+    "LongTailClassificationEvaluator",
     "LongTailLVISEvaluator",
     "add_run_info",
     "format_table",

@@ -8,10 +8,16 @@ Reports, tables and comparisons read records and nothing else. A record is a dic
     protocol        {...} how it was measured, e.g. {"rules": "lvis", "max_detections": 300}
     metrics         {part: {metric: number}}, e.g. {"bbox": {"AP": 21.3}}; AP in percent
     per_class       {column: (C,) list}: "name", and if known "group" ("r", "c", "f"),
-                    "train_images", "train_instances", and results as "<part>/<metric>"
+                    "train_images", "train_instances", "test_images", and results as
+                    "<part>/<metric>"
     group_sizes     {"r": classes, "c": classes, "f": classes}
-    run             {"iteration", "seed", "config", "weights", "versions", "counts_fingerprint"};
-                    {} until `add_run_info`
+    run             {"iteration", "seed", "config", "weights", "versions", "counts_fingerprint",
+                    "selection"}; {} until `add_run_info`
+
+"selection" says how the evaluated weights were chosen among those of the training: "last", or
+"best on <split>", the epoch with the best figure on that split, as :func:`best_on` writes it.
+Where that split is the test set itself, as in many published scripts, the figure is better than
+that of any rule that does not look at the test labels. Tables name it and never average the two.
 
 No value (NaN elsewhere) is None, so that a record is strict JSON as it stands and
 ``read_record`` returns what ``write_record`` was given.
@@ -45,12 +51,26 @@ _FIELDS = {
     "group_sizes": dict,
     "run": dict,
 }
-# Words for the parts in column titles.
-_PART_WORDS = {"bbox": "box", "segm": "mask"}
+LAST = "last"
+_BEST = "best on "
+# Words for the parts and metrics in column titles.
+_PART_WORDS = {"bbox": "box", "segm": "mask", "classification": ""}
+_METRIC_WORDS = {
+    "classification/top1": "top-1",
+    "classification/top5": "top-5",
+    "classification/mean_class": "class mean",
+    "classification/ece": "ECE",
+}
+# Words for the groups in tables of classes, by task; elsewhere the letters stand.
+_GROUP_WORDS = {"classification": {"r": "few", "c": "medium", "f": "many"}}
 INSTANCE_COLUMNS = tuple(
     f"{part}/{metric}"
     for part in ("bbox", "segm")
     for metric in ("AP", "AP50", "AP75", "APr", "APc", "APf")
+)
+CLASSIFICATION_COLUMNS = tuple(
+    f"classification/{metric}"
+    for metric in ("top1", "top5", "many", "medium", "few", "mean_class", "ece")
 )
 
 
@@ -98,6 +118,7 @@ def add_run_info(
     config: str | None,
     weights: str | None,
     counts_fingerprint: str | None = None,
+    selection: str | None = None,
     **more,
 ) -> dict:
     """A copy of `record` that says which run it is from.
@@ -109,10 +130,11 @@ def add_run_info(
         config: path of the configuration file.
         weights: path of the checkpoint that was evaluated.
         counts_fingerprint: of the class counts that the loss was built with.
+        selection: `LAST` or :func:`best_on` a split; None: not stated.
         **more: further entries of the "run" part.
 
     Raises:
-        DataError: `record` is not a record.
+        DataError: `record` is not a record, or `selection` is something else.
     """
     run = {
         "iteration": iteration,
@@ -121,11 +143,32 @@ def add_run_info(
         "weights": weights,
         "versions": versions(),
         "counts_fingerprint": counts_fingerprint,
+        "selection": selection,
         **more,
     }
     record = {**_plain(record), "run": _plain(run)}
     check_record(record)
     return record
+
+
+def best_on(split: str) -> str:
+    """The selection "best on <split>"; `split` is the data set that chose the epoch."""
+    return f"{_BEST}{split}"
+
+
+def record_path(folder: str | os.PathLike, record: Mapping) -> str:
+    """Where a run folder holds `record`; that of a best epoch does not replace the last one's.
+
+    Returns:
+        ``<folder>/results/<dataset>.json``, of a best epoch ``<dataset>.best.json``.
+    """
+    best = "" if selection(record) in (None, LAST) else ".best"
+    return os.path.join(os.fspath(folder), "results", f"{record['dataset']}{best}.json")
+
+
+def selection(record: Mapping) -> str | None:
+    """How the evaluated weights were chosen, see the module; None: the record does not say."""
+    return record["run"].get("selection")
 
 
 def versions() -> dict[str, str | None]:
@@ -189,6 +232,7 @@ def check_record(record: Mapping) -> None:
             if not _is_number_or_none(value):
                 raise DataError(f"field 'metrics.{part}.{metric}' must be a number, not {value!r}")
     _check_per_class(record["per_class"])
+    _check_selection(record["run"].get("selection"))
 
 
 def _check_per_class(columns: Mapping) -> None:
@@ -206,6 +250,15 @@ def _check_per_class(columns: Mapping) -> None:
             bad = [v for v in column if not _is_number_or_none(v)]
             if bad:
                 raise DataError(f"field 'per_class.{name}' must hold numbers, not {bad[0]!r}")
+
+
+def _check_selection(value) -> None:
+    if value is None or value == LAST:
+        return
+    if not (isinstance(value, str) and value.startswith(_BEST) and value != _BEST):
+        raise DataError(
+            f"field 'run.selection' must be {LAST!r} or '{_BEST}<split>', not {value!r}"
+        )
 
 
 def _is_number_or_none(value) -> bool:
@@ -305,9 +358,9 @@ def format_table(
     Args:
         records: runs.
         columns: see :func:`format_rows`.
-        labels: the name of each record. Records with the same label and data set are runs of
-            one recipe with different seeds and share a row. None: one row per record, named
-            after its configuration file or data set.
+        labels: the name of each record. Records with the same label, data set and selection
+            are runs of one recipe with different seeds and share a row. None: one row per
+            record, named after its configuration file or data set.
         digits: after the decimal point.
 
     Raises:
@@ -320,7 +373,8 @@ def format_table(
         raise ValueError(f"{len(labels)} labels for {len(records)} records")
     rows: dict = {}
     for label, record in zip(labels, records, strict=True):
-        rows.setdefault((label, record["dataset"]), (label, []))[1].append(record)
+        key = (label, record["dataset"], selection(record))
+        rows.setdefault(key, (label, []))[1].append(record)
     return format_rows(list(rows.values()), columns, digits)
 
 
@@ -334,17 +388,19 @@ def format_rows(
     Args:
         rows: (label, records). Several records give the mean ± the sample standard deviation
             (n - 1) over those that have the metric.
-        columns: "<part>/<metric>". None: those of `INSTANCE_COLUMNS` that a record has or, if
-            none has any, all metrics of the records.
+        columns: "<part>/<metric>". None: those of `INSTANCE_COLUMNS` and
+            `CLASSIFICATION_COLUMNS` that a record has or, if none has any, all metrics of the
+            records.
         digits: after the decimal point.
 
     Returns:
         The table; "-" where no record has the metric. It has a column for the data set if there
-        are several, and one for the number of runs if a row has several.
+        are several, one for the epoch ("last" or "best on <split>") if a record states it, and
+        one for the number of runs if a row has several.
 
     Raises:
         ValueError: no record.
-        DataError: records of one row differ in data set or protocol.
+        DataError: records of one row differ in data set, protocol or selection.
     """
     records = [r for _, runs in rows for r in runs]
     if not records:
@@ -353,11 +409,13 @@ def format_rows(
         _check_comparable(label, runs)
     columns = list(columns or _default_columns(records))
     several_sets = len({r["dataset"] for r in records}) > 1
+    stated = any(selection(r) for r in records)
     several_runs = any(len(runs) > 1 for _, runs in rows)
-    head = ["run", *["data set"] * several_sets, *["runs"] * several_runs]
+    head = ["run", *["data set"] * several_sets, *["epoch"] * stated, *["runs"] * several_runs]
     lines = [head + [_title(c) for c in columns]]
     for label, runs in rows:
-        start = [label, *[runs[0]["dataset"]] * several_sets, *[str(len(runs))] * several_runs]
+        start = [label, *[runs[0]["dataset"]] * several_sets]
+        start += [*[selection(runs[0]) or "-"] * stated, *[str(len(runs))] * several_runs]
         lines.append(start + [_cell([metric(r, c) for r in runs], digits) for c in columns])
     return markdown(lines, left=len(head) - several_runs)
 
@@ -371,7 +429,7 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
 
     Raises:
         ValueError: no record.
-        DataError: the records have no or different classes.
+        DataError: the records have no or different classes, or cannot be averaged.
     """
     if not records:
         raise ValueError("a table needs at least one record")
@@ -379,7 +437,12 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
     for record in records:
         if not first or record["per_class"].get("name") != first["name"]:
             raise DataError(f"the records of {record['dataset']} have no or different classes")
-    about = [c for c in ("name", "group", "train_images", "train_instances") if c in first]
+    _check_comparable(records[0]["dataset"], records)
+    if "group" in first:
+        words = _GROUP_WORDS.get(records[0]["task"], {})
+        first = {**first, "group": [words.get(g, g) for g in first["group"]]}
+    about = ("name", "group", "train_images", "train_instances", "test_images")
+    about = [c for c in about if c in first]
     numbers_ = [c for c in first if "/" in c]
     order = range(len(first["name"]))
     for unit in ("train_instances", "train_images"):  # a stable sort: images decide
@@ -428,21 +491,33 @@ def _default_columns(records: Sequence[Mapping]) -> list[str]:
             f"{part}/{name}" for r in records for part, m in r["metrics"].items() for name in m
         )
     )
-    return [c for c in INSTANCE_COLUMNS if c in present] or present
+    usual = INSTANCE_COLUMNS + CLASSIFICATION_COLUMNS
+    return [c for c in usual if c in present] or present
 
 
 def _check_comparable(label: str, runs: Sequence[Mapping]) -> None:
-    for field in ("dataset", "protocol"):
-        for run in runs[1:]:
-            if run[field] != runs[0][field]:
+    first = _conditions(runs[0])
+    for run in runs[1:]:
+        for field, value in _conditions(run).items():
+            if value != first[field]:
                 raise DataError(
                     f"runs labelled {label!r} cannot be averaged, they differ in {field}: "
-                    f"{runs[0][field]!r} and {run[field]!r}"
+                    f"{first[field]!r} and {value!r}"
                 )
+
+
+def _conditions(record: Mapping) -> dict:
+    """What records must share to be averaged."""
+    return {
+        "dataset": record["dataset"],
+        "protocol": record["protocol"],
+        "selection": selection(record),
+    }
 
 
 def _title(column: str) -> str:
     part, _, name = column.partition("/")
+    name = _METRIC_WORDS.get(column, name)
     return f"{_PART_WORDS.get(part, part)} {name}".strip()
 
 

@@ -68,6 +68,43 @@ class CosineClassifier(nn.Module):
         return f"{self.in_features}, {self.out_features}, scale={self.scale}"
 
 
+class ClassScale(nn.Module):
+    """A learned factor on each output, 1 at the start.
+
+    Source: learnable weight scaling, Kang et al., "Decoupling Representation and Classifier for
+    Long-Tailed Recognition", ICLR 2020 (with a frozen classifier), and MiSLAS (beside one that
+    trains). As there, the factor applies to the bias, too.
+
+    Args:
+        num_outputs: L.
+    """
+
+    def __init__(self, num_outputs: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_outputs))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(M, L) -> (M, L)."""
+        return self.scale * logits
+
+
+def tau_normalized_logits(x: Tensor, weight: Tensor, tau: float) -> Tensor:
+    """``w_j . x / |w_j| ** tau``: a linear classifier with rows of more equal norm.
+
+    Source: Kang et al., ICLR 2020, section 4.1; the bias is left out as there.
+
+    Args:
+        x: (M, D).
+        weight: (L, D).
+        tau: 0 leaves the rows as they are, 1 makes them unit vectors.
+
+    Returns:
+        (M, L). A row of zeros stays one.
+    """
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp(min=1e-12)
+    return F.linear(x, weight / norms**tau)
+
+
 def prior_bias(prob: float) -> float:
     """The bias that makes a sigmoid output start at probability `prob`.
 

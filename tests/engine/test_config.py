@@ -10,8 +10,10 @@ import torch
 from detectron2.modeling import build_model
 
 from lt_det.config import add_lt_config
+from lt_det.data.build import build_sampling_rule
 from lt_det.engine import load_config, prepare_config
 from lt_det.engine.launch import join_torchrun
+from lt_det.engine.tasks import task_of
 from lt_det.engine.trainer import evaluate_checkpoint
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError, user_message
 from lt_det.losses.build import loss_parameters
@@ -31,18 +33,25 @@ def test_the_recipes_of_the_readme_are_there():
         assert f"configs/quick/lvis_{name}.yaml" in names
 
 
+def heads_of(model):
+    """(classifier, loss) of every head."""
+    if hasattr(model, "roi_heads"):
+        found = model.roi_heads.box_predictor
+        predictors = list(found) if hasattr(found, "__len__") else [found]
+        return [(p.cls_score, p.cls_loss) for p in predictors]
+    return [(model.classifier, model.cls_loss)]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_every_recipe_builds_its_model(path):
     cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
-    cfg.MODEL.LT.CLASS_COUNTS = list(range(1, cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1))
-    model = build_model(cfg)
-    predictor = model.roi_heads.box_predictor
-    predictors = [predictor] if not hasattr(predictor, "__len__") else list(predictor)
-    for p in predictors:
-        assert type(p.cls_loss).__name__ == cfg.MODEL.LT.LOSS.NAME
+    cfg.MODEL.LT.CLASS_COUNTS = list(range(1, task_of(cfg).num_classes(cfg) + 1))
+    for classifier, loss in heads_of(build_model(cfg)):
+        assert type(loss).__name__ == cfg.MODEL.LT.LOSS.NAME
         for key, value in cfg.MODEL.LT.LOSS.PARAMS.items():
-            assert getattr(p.cls_loss, key) == value
-        assert p.cls_score.out_features == p.cls_loss.num_logits
+            assert getattr(loss, key) == value
+        assert classifier.out_features == loss.num_logits
+    build_sampling_rule(cfg)
     assert cfg.OUTPUT_DIR != "./output", "recipes write to folders of their own"
 
 
@@ -53,6 +62,45 @@ def test_a_quick_twin_has_the_head_and_loss_of_its_recipe(name):
     assert quick.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
     assert quick.DATALOADER.SAMPLER_TRAIN == full.DATALOADER.SAMPLER_TRAIN
     assert quick.DATALOADER.LT.SAMPLER == full.DATALOADER.LT.SAMPLER
+
+
+QUICK_IMAGE_TWINS = {"ce": "ce", "gcl": "gcl", "gcl_cben": "gcl_cben"}
+
+
+@pytest.mark.parametrize("name", QUICK_IMAGE_TWINS)
+def test_a_quick_twin_of_classification_is_its_recipe_on_another_set(name):
+    quick = load_config(f"configs/quick/image_{name}.yaml")
+    full = load_config(f"configs/cifar10_lt_{QUICK_IMAGE_TWINS[name]}.yaml")
+    for key in ("LOSS", "MIXUP", "FREEZE", "START_ANEW", "CLASS_SCALE"):
+        assert quick.MODEL.LT[key] == full.MODEL.LT[key], key
+    assert quick.DATALOADER.LT == full.DATALOADER.LT
+    for key in ("BASE_LR", "LR_SCHEDULER_NAME", "WEIGHT_DECAY", "IMS_PER_BATCH", "MOMENTUM"):
+        assert quick.SOLVER[key] == full.SOLVER[key], key
+
+
+# Name of a recipe, images of its set, epochs, epochs of its steps.
+SCHEDULES = [
+    ("cifar10_lt_ce", 12406, 200, (160, 180)),
+    ("cifar10_lt_gcl_cben", 12406, 30, None),
+    ("cifar10_lt_mislas", 12406, 10, None),
+    ("imagenet_lt_gcl", 115846, 200, (120, 160)),
+    ("imagenet_lt_mixup", 115846, 180, None),
+    ("imagenet_lt_crt", 115846, 10, None),
+    ("imagenet_lt_mislas", 115846, 10, None),
+    ("places_lt_gcl", 62500, 90, (60, 80)),
+    ("inat2018_gcl", 437513, 200, (120, 160)),
+]
+
+
+@pytest.mark.parametrize("name,images,epochs,steps", SCHEDULES)
+def test_the_schedules_of_classification_are_whole_epochs(name, images, epochs, steps):
+    cfg = load_config(f"configs/{name}.yaml")
+    epoch = images / cfg.SOLVER.IMS_PER_BATCH
+    assert cfg.SOLVER.MAX_ITER == round(epochs * epoch)
+    if steps is None:
+        assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    else:
+        assert cfg.SOLVER.STEPS == tuple(round(k * epoch) for k in steps)
 
 
 def test_the_schedule_of_the_lvis_recipe():

@@ -13,7 +13,9 @@ import torch
 import lt_det
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.results import (
+    LAST,
     add_run_info,
+    best_on,
     class_values,
     format_rows,
     format_table,
@@ -21,6 +23,8 @@ from lt_det.evaluation.results import (
     metric,
     per_class_table,
     read_record,
+    record_path,
+    selection,
     write_record,
 )
 
@@ -50,8 +54,40 @@ def record(ap=20.0, mask_ap=18.5, dataset="toy_val", **changes):
     return make_record(**{**fields, **changes})
 
 
-def with_run(own, seed=0, config="configs/lvis_eqlv2.yaml"):
-    return add_run_info(own, iteration=90_000, seed=seed, config=config, weights="model_final.pth")
+def with_run(own, seed=0, config="configs/lvis_eqlv2.yaml", **more):
+    return add_run_info(
+        own, iteration=90_000, seed=seed, config=config, weights="model_final.pth", **more
+    )
+
+
+def class_record(top1=50.0, selection=None, seed=0, **changes):
+    """Of image classification, by default with a seed but no statement about the epoch."""
+    fields = {
+        "task": "classification",
+        "dataset": "cifar_test",
+        "protocol": {"split": "cifar_test", "borders": [19, 100]},
+        "metrics": {
+            "classification": {
+                "top1": top1,
+                "top5": top1 + 20,
+                "mean_class": top1 - 1,
+                "many": 70.0,
+                "medium": 45.0,
+                "few": NAN,
+                "ece": 3.5,
+            }
+        },
+        "per_class": {
+            "name": ["c", "f", "r"],  # named as the letters of other groups
+            "group": ["r", "f", "c"],
+            "train_images": [2, 400, 30],
+            "test_images": [10, 0, 10],
+            "classification/accuracy": [top1 - 40, NAN, top1],
+        },
+        "group_sizes": {"r": 1, "c": 1, "f": 1},
+    }
+    own = make_record(**{**fields, **changes})
+    return with_run(own, seed=seed, config="runs/gcl/config.yaml", selection=selection)
 
 
 # ------------------------------------------------------------------ the record
@@ -111,6 +147,7 @@ def test_run_info_is_added_to_a_copy_and_has_the_versions():
         "config": "c.yaml",
         "weights": "w.pth",
         "counts_fingerprint": "ab12",
+        "selection": None,
         "host": 1,
     }
     assert versions["lt_det"] == lt_det.__version__ and versions["numpy"] == np.__version__
@@ -126,6 +163,9 @@ def test_run_info_is_added_to_a_copy_and_has_the_versions():
         (lambda r: r.update(format_version=2), "format_version is 2; this lt_det reads 1"),
         (lambda r: r.pop("format_version"), "format_version is None"),
         (lambda r: r.pop("protocol"), "'protocol' is missing"),
+        (lambda r: r["run"].update(selection="best"), r"'run\.selection' must be 'last' or"),
+        (lambda r: r["run"].update(selection="best on "), r"'best on <split>', not 'best on '"),
+        (lambda r: r["run"].update(selection=3), "not 3"),
         (lambda r: r.update(dataset=3), "'dataset' must be a str, not a int"),
         (lambda r: r["metrics"].update(bbox=3.0), r"'metrics\.bbox' must be a dict"),
         (lambda r: r["metrics"]["bbox"].update(AP="20"), r"'metrics\.bbox\.AP'.*'20'"),
@@ -224,6 +264,77 @@ def test_runs_that_cannot_be_compared_are_not_averaged():
     assert [r[:2] for r in rows[2:]] == [["A", "toy_val"], ["A", "other"]]
 
 
+# ------------------------------------------------------------------ classification, epochs
+
+
+def test_classification_has_columns_of_its_own():
+    table = cells(format_table([class_record()]))
+    assert table[0] == ["run", "top-1", "top-5", "many", "medium", "few", "class mean", "ECE"]
+    assert table[2] == ["gcl", "50.0", "70.0", "70.0", "45.0", "-", "49.0", "3.5"]
+
+
+def test_a_table_of_both_tasks_has_the_columns_of_both():
+    head, _, instance, classes = cells(format_table([record(), class_record()]))
+    assert head[:4] == ["run", "data set", "box AP", "box AP50"] and "top-1" in head
+    place = head.index("top-1")
+    assert (instance[2], instance[place]) == ("20.0", "-")
+    assert (classes[2], classes[place]) == ("-", "50.0")
+
+
+def test_a_metric_that_no_record_has_gets_no_column():
+    own = class_record(metrics={"classification": {"top1": 90.0, "mean_class": 80.0}})
+    assert cells(format_table([own]))[0] == ["run", "top-1", "class mean"]
+
+
+def test_groups_of_classes_are_called_many_medium_and_few():
+    table = cells(per_class_table([class_record()]))
+    assert table[0] == ["name", "group", "train images", "test images", "accuracy"]
+    assert table[2:] == [
+        ["f", "many", "400", "0", "-"],
+        ["r", "medium", "30", "10", "50.0"],
+        ["c", "few", "2", "10", "10.0"],
+    ]
+
+
+BEST = best_on("cifar_test")
+
+
+def test_last_and_best_epoch_are_rows_that_say_so():
+    own = [class_record(50.0, LAST), class_record(53.0, BEST), class_record(52.0, LAST, seed=1)]
+    table = cells(format_table(own, labels=["GCL"] * 3, columns=["classification/top1"]))
+    assert table[0] == ["run", "epoch", "runs", "top-1"]
+    assert table[2:] == [
+        ["GCL", "last", "2", "51.0 ± 1.4"],
+        ["GCL", "best on cifar_test", "1", "53.0"],
+    ]
+
+
+def test_a_record_that_does_not_state_its_epoch_is_not_taken_for_one_that_does():
+    table = cells(format_table([class_record(), class_record(selection=LAST)], labels=["A", "A"]))
+    assert [row[:2] for row in table[2:]] == [["A", "-"], ["A", "last"]]
+
+
+@pytest.mark.parametrize("function", [per_class_table, lambda r: format_rows([("A", r)])])
+def test_last_and_best_epoch_are_never_averaged(function):
+    runs = [class_record(selection=LAST), class_record(selection=BEST)]
+    with pytest.raises(DataError, match="selection: 'last' and 'best on cifar_test'"):
+        function(runs)
+
+
+def test_selection_is_read_back_and_checked(tmp_path):
+    write_record(tmp_path / "r.json", class_record(selection=BEST))
+    assert selection(read_record(tmp_path / "r.json")) == "best on cifar_test"
+    assert selection(record()) is selection(class_record()) is None
+    with pytest.raises(DataError, match="'run.selection' must be 'last' or .*, not 'final'"):
+        class_record(selection="final")
+
+
+def test_the_best_epoch_has_a_file_of_its_own(tmp_path):
+    paths = [record_path(tmp_path, class_record(selection=s)) for s in (None, LAST, BEST)]
+    names = [os.path.relpath(p, tmp_path) for p in paths]
+    assert names == ["results/cifar_test.json"] * 2 + ["results/cifar_test.best.json"]
+
+
 def test_every_line_of_a_table_has_the_same_length():
     table = format_table([record(), record(ap=100.0)], labels=["a", "a long label"])
     assert len({len(line) for line in table.splitlines()}) == 1
@@ -301,6 +412,27 @@ def test_show_results_prints_classes_by_training_count(capsys, runs):
     assert code == 0
     lines = cells(out.out.split("lvis_eqlv2, toy_val")[1].strip())
     assert [line[0] for line in lines[2:]] == ["bee", "cat", "ant"]
+
+
+def test_show_results_keeps_epochs_apart(capsys, tmp_path):
+    """Both records of one run folder, under one label and in two runs."""
+    for seed in (0, 1):
+        for top1, epoch in ((50.0 + seed, LAST), (60.0 + seed, BEST)):
+            own = class_record(top1, epoch, seed=seed)
+            write_record(record_path(tmp_path / f"run{seed}", own), own)
+    folders = [f"GCL={tmp_path / f'run{seed}'}" for seed in (0, 1)]
+    code, out = show(capsys, *folders, "--columns", "classification/top1", "--per-class")
+    assert code == 0
+    table, *classes = out.out.split("\n\n")
+    assert sorted(cells(table)[2:]) == [
+        ["GCL", "best on cifar_test", "2", "60.5 ± 0.7"],
+        ["GCL", "last", "2", "50.5 ± 0.7"],
+    ]
+    assert sorted(classes[0::2]) == [
+        "GCL, cifar_test, epoch: best on cifar_test",
+        "GCL, cifar_test, epoch: last",
+    ]
+    assert [row[1] for row in cells(classes[1])[2:]] == ["many", "medium", "few"]
 
 
 def test_show_results_names_what_is_missing(capsys, runs, tmp_path):

@@ -257,3 +257,18 @@ def test_the_samplers_table_has_ratios_of_medians():
     ]
     table = command.benchmark_samplers.table(results)
     assert "| theirs | 30.0 | - | - |" in table and "| ours | 2.5 | theirs | 12 |" in table
+
+
+# ---- load-images -------------------------------------------------------------------------------
+
+
+def test_image_loaders_are_measured_and_read_back(tmp_path, capsys, monkeypatch):
+    images = command.benchmark_images
+    monkeypatch.setattr(images, "LARGE", ((64, 48),))
+    output = tmp_path / "record.json"
+    assert command.main(["load-images", "--repeats", "1", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    table = images.table(images.cases_of(record))
+    assert table in capsys.readouterr().out
+    rates = {case.name: case.images / case.seconds[0] for case in images.cases_of(record)}
+    assert f"| {rates['64 x 48, mapper']:,.0f} | 64 x 48, torchvision |" in table

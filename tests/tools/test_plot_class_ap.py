@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lt_det.errors import DataError
-from lt_det.evaluation.results import make_record, write_record
+from lt_det.evaluation.results import add_run_info, make_record, write_record
 from tests.tools.load import load_tool
 
 tool = load_tool("plot_class_ap")
@@ -57,6 +57,18 @@ def test_labels_and_folders(tmp_path):
     write_record(tmp_path / "run" / "results" / "other.json", record([1.0, 2.0, 3.0]))
     with pytest.raises(DataError, match="2 result records"):
         tool.collect([str(tmp_path / "run")])
+
+
+def test_last_and_best_epoch_are_not_averaged(tmp_path):
+    for epoch in ("last", "best on val"):
+        run = {"iteration": 1, "seed": 0, "config": None, "weights": None, "selection": epoch}
+        write_record(tmp_path / f"{epoch}.json", add_run_info(record([1.0, 2.0, 3.0]), **run))
+    with pytest.raises(DataError, match="'mine' are of different epochs"):
+        tool.collect([f"mine={tmp_path}/last.json", f"mine={tmp_path}/best on val.json"])
+    assert list(tool.collect([f"a={tmp_path}/last.json", f"b={tmp_path}/best on val.json"])) == [
+        "a",
+        "b",
+    ]
 
 
 def test_other_classes_do_not_mix(tmp_path):

@@ -7,21 +7,26 @@ import re
 from collections.abc import Mapping
 
 from lt_det.data.datasets.catalog import register_lvis_format, set_cache_dir
+from lt_det.data.datasets.image_sets import ImageSet, register_image_set
 from lt_det.data.datasets.lvis_format import FORMATS
 from lt_det.errors import ConfigError
 
 KEY = "DATASETS.LT.REGISTER"
-REQUIRED = ("name", "json", "images")
-ACCEPTED = (*REQUIRED, "format")
+# Keys of an entry that must be there, and that may be: of annotation files, and of list files of
+# image classification. An entry with the key `list` is of the second kind.
+JSON_KEYS = ("name", "json", "images"), ("format",)
+LIST_KEYS = ("name", "list", "images"), ("classes",)
 
 
 def register_from_config(cfg) -> list[str]:
     """Register the data sets that ``DATASETS.LT.REGISTER`` lists. Reads none of them.
 
-    Each entry is ``{name: my_train, json: /path/train.json, images: /path/images, format: lvis}``;
-    `format` is "lvis" unless given. ``~`` and environment variables in paths are expanded,
-    relative paths start at the current directory. A second call with the same entries changes
-    nothing. From now on large files are cached in ``DATASETS.LT.CACHE_DIR``.
+    Each entry is ``{name: my_train, json: /path/train.json, images: /path/images, format: lvis}``,
+    `format` being "lvis" unless given; or, for image classification,
+    ``{name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}``,
+    where the file of class names may be left out. ``~`` and environment variables in paths are
+    expanded, relative paths start at the current directory. A second call with the same entries
+    changes nothing. From now on large files are cached in ``DATASETS.LT.CACHE_DIR``.
 
     Returns:
         The names, in the order of the list.
@@ -38,12 +43,22 @@ def register_from_config(cfg) -> list[str]:
         )
     for i, entry in enumerate(entries):
         _check_entry(entry, f"{KEY}[{i}]")
-        register_lvis_format(
-            entry["name"],
-            _expand_path(entry["json"], f"{KEY}[{i}].json"),
-            _expand_path(entry["images"], f"{KEY}[{i}].images"),
-            file_format=entry.get("format", FORMATS[0]),
-        )
+        paths = {
+            key: _expand_path(entry[key], f"{KEY}[{i}].{key}")
+            for key in ("json", "list", "images", "classes")
+            if key in entry
+        }
+        if "list" in entry:
+            register_image_set(
+                ImageSet(entry["name"], paths["list"], paths["images"], paths.get("classes", ""))
+            )
+        else:
+            register_lvis_format(
+                entry["name"],
+                paths["json"],
+                paths["images"],
+                file_format=entry.get("format", FORMATS[0]),
+            )
     set_cache_dir(cfg.DATASETS.LT.CACHE_DIR)
     return [entry["name"] for entry in entries]
 
@@ -51,19 +66,17 @@ def register_from_config(cfg) -> list[str]:
 def _check_entry(entry, where: str) -> None:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where} must be {{name, json, images, format}}, got {entry!r}")
+    required, optional = LIST_KEYS if "list" in entry else JSON_KEYS
+    accepted = ", ".join((*required, *optional))
     for key in entry:
-        if key not in ACCEPTED:
-            raise ConfigError(f"{where} has the unknown key {key!r}. Accepted: {_names()}.")
-    for key in REQUIRED:
+        if key not in required + optional:
+            raise ConfigError(f"{where} has the unknown key {key!r}. Accepted: {accepted}.")
+    for key in required:
         if key not in entry:
-            raise ConfigError(f"{where} lacks the key {key!r}. Accepted: {_names()}.")
+            raise ConfigError(f"{where} lacks the key {key!r}. Accepted: {accepted}.")
     for key, value in entry.items():
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{where}.{key} must be a text that is not empty, got {value!r}")
-
-
-def _names() -> str:
-    return ", ".join(ACCEPTED)
 
 
 def _expand_path(path: str, where: str) -> str:

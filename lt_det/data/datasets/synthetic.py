@@ -49,6 +49,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -183,6 +184,11 @@ def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, index))))
 
 
+def image_generator(seed: int, split: str, index: int) -> np.random.Generator:
+    """Decides everything random in one image; indices count from 1."""
+    return _generator(seed, _STREAM[split], index)
+
+
 def _permutation(rng: np.random.Generator, n: int) -> np.ndarray:
     # Only rng.random() is used here too; see synthetic_drawing.
     return np.argsort(rng.random(n), kind="stable")
@@ -268,8 +274,7 @@ def render_scene(
     Returns:
         Pixels (H, W, 3) uint8 and the objects in drawing order.
     """
-    rng = _generator(spec.seed, _STREAM[split], index)
-    return draw_scene(plan.objects, spec.image_size, rng)
+    return draw_scene(plan.objects, spec.image_size, image_generator(spec.seed, split, index))
 
 
 def _image_record(split: str, index: int, shape: tuple[int, int], plan: _Plan) -> dict:
@@ -354,7 +359,7 @@ def _write_all(folder: Path, spec: SyntheticSpec) -> None:
         }
         path = folder / "annotations" / f"{split}.json"
         _write_json(path, content, separators=(",", ":"))
-    _write_json(folder / "spec.json", _stored_spec(spec), indent=2)
+    write_spec(folder, spec)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -362,11 +367,20 @@ def _write_all(folder: Path, spec: SyntheticSpec) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
+def write_spec(folder: Path, spec: SyntheticSpec) -> None:
+    """Write the file that tells one generated set from another."""
+    _write_json(folder / "spec.json", _stored_spec(spec), indent=2)
+
+
 def _stored_spec(spec: SyntheticSpec) -> dict:
     return {"generator_version": GENERATOR_VERSION, **asdict(spec)}
 
 
-def generate(root: str | Path, spec: SyntheticSpec = SyntheticSpec()) -> None:
+def generate(
+    root: str | Path,
+    spec: SyntheticSpec = SyntheticSpec(),
+    write: Callable[[Path, SyntheticSpec], None] | None = None,
+) -> None:
     """Write the set to ``root``: annotations, images and the specification.
 
     Everything is written to a sibling folder first and renamed at the end, so ``root`` either does
@@ -376,6 +390,7 @@ def generate(root: str | Path, spec: SyntheticSpec = SyntheticSpec()) -> None:
     Args:
         root: folder to create; it must not exist or be empty.
         spec: what to generate.
+        write: fills a folder with the set of a specification; None: with a set of this file.
 
     Raises:
         FileExistsError: ``root`` is not empty, at the start or, if another process was faster, at
@@ -385,7 +400,7 @@ def generate(root: str | Path, spec: SyntheticSpec = SyntheticSpec()) -> None:
     _refuse_existing(root)
     work = root.parent / f".{root.name}.tmp-{uuid.uuid4().hex}"
     try:
-        _write_all(work, spec)
+        (write or _write_all)(work, spec)
         try:
             os.rename(work, root)
         except OSError:
@@ -400,12 +415,17 @@ def _refuse_existing(root: Path) -> None:
         raise FileExistsError(f"'{root}' already exists; delete it to generate the set again")
 
 
-def ensure_generated(root: str | Path, spec: SyntheticSpec = SyntheticSpec()) -> Path:
+def ensure_generated(
+    root: str | Path,
+    spec: SyntheticSpec = SyntheticSpec(),
+    write: Callable[[Path, SyntheticSpec], None] | None = None,
+) -> Path:
     """Generate the set at ``root`` unless it is there; safe when several processes call it at once.
 
     Args:
         root: folder of the set.
         spec: what must be there.
+        write: see :func:`generate`.
 
     Returns:
         ``root``.
@@ -416,7 +436,7 @@ def ensure_generated(root: str | Path, spec: SyntheticSpec = SyntheticSpec()) ->
     root = Path(root)
     if not (root / "spec.json").exists():
         try:
-            generate(root, spec)
+            generate(root, spec, write)
             return root
         except FileExistsError:
             pass  # another process was faster, or it is no set of ours: the check below tells

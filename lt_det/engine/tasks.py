@@ -1,0 +1,189 @@
+"""What differs between detection and image classification: classes, counts, evaluator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from lt_det.data import ClassCounts, dataset_info, get_class_counts, get_records
+from lt_det.data.build import check_loading, images_per_pass
+from lt_det.data.datasets.image_sets import (
+    find_image_set,
+    image_class_names,
+    image_records,
+    image_set_counts,
+)
+from lt_det.data.image_records import check_image_records
+from lt_det.errors import ConfigError
+from lt_det.evaluation.classification import LongTailClassificationEvaluator
+from lt_det.evaluation.lvis import LongTailLVISEvaluator
+from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
+
+
+class Detection:
+    """Detection and instance segmentation on files in LVIS or COCO form.
+
+    Attributes:
+        classes_key: configuration key of the number of classes.
+    """
+
+    classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
+
+    @staticmethod
+    def num_classes(cfg) -> int:
+        """C."""
+        return cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+    @staticmethod
+    def has_our_loss(cfg) -> bool:
+        """Whether the head takes its loss from ``MODEL.LT.LOSS``."""
+        return "LongTail" in cfg.MODEL.ROI_HEADS.NAME
+
+    has_background = True
+
+    @staticmethod
+    def counts(cfg) -> ClassCounts:
+        """Of ``DATASETS.TRAIN``."""
+        return get_class_counts(
+            cfg.DATASETS.TRAIN,
+            cache_dir=cfg.DATASETS.LT.CACHE_DIR or None,
+            borders=cfg.DATASETS.LT.GROUP_BORDERS,
+        )
+
+    @staticmethod
+    def test_classes(cfg, name: str) -> list[str]:
+        """Class names of a test set, after checks that need no model."""
+        info = dataset_info(name)
+        lvis_classes()
+        return info.class_names
+
+    @staticmethod
+    def check_test_files(cfg, name: str) -> None:
+        """A missing image folder is found before the training, not after it."""
+        get_records(name)
+
+    @staticmethod
+    def metrics(cfg) -> list[str]:
+        """What an evaluation measures, as the event storage calls it."""
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        return [f"{task}/{metric}" for task in tasks for metric in METRICS]
+
+    @staticmethod
+    def evaluator(cfg, name: str, counts: ClassCounts | None, model: torch.nn.Module):
+        """Of a test set, with the groups and counts of the training set."""
+        info = dataset_info(name)
+        known = None
+        if counts is not None:
+            known = {"images": counts.images.tolist(), "instances": counts.instances.tolist()}
+        return LongTailLVISEvaluator(
+            dataset_name=name,
+            json_file=info.json_file,
+            class_names=info.class_names,
+            category_ids=info.category_ids,
+            groups=None if counts is None or info.frequency else counts.groups,
+            tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            output_dir=_output_dir(cfg, name),
+            class_counts=known,
+            group_borders=cfg.DATASETS.LT.GROUP_BORDERS,
+        )
+
+
+class Classification:
+    """One label per image, from list files.
+
+    Attributes:
+        classes_key: configuration key of the number of classes.
+    """
+
+    classes_key = "MODEL.LT.NUM_CLASSES"
+    has_background = False
+
+    @staticmethod
+    def num_classes(cfg) -> int:
+        """C."""
+        return cfg.MODEL.LT.NUM_CLASSES
+
+    @staticmethod
+    def has_our_loss(cfg) -> bool:
+        """Always."""
+        return True
+
+    @staticmethod
+    def counts(cfg) -> ClassCounts:
+        """Of the one list in ``DATASETS.TRAIN``."""
+        for name in cfg.DATASETS.TRAIN:
+            _check_image_set(name, "TRAIN")
+        return image_set_counts(
+            cfg.DATASETS.TRAIN[0], cfg.MODEL.LT.NUM_CLASSES, cfg.DATASETS.LT.GROUP_BORDERS
+        )
+
+    @staticmethod
+    def test_classes(cfg, name: str) -> list[str]:
+        """Class names of a test set."""
+        _check_image_set(name, "TEST")
+        return image_class_names(name, cfg.MODEL.LT.NUM_CLASSES)
+
+    @staticmethod
+    def check_test_files(cfg, name: str) -> None:
+        """Labels, image folder and first image."""
+        check_image_records(image_records(name), cfg.MODEL.LT.NUM_CLASSES, may_be_empty=True)
+
+    @staticmethod
+    def metrics(cfg) -> list[str]:
+        """What an evaluation measures, as the event storage calls it."""
+        names = ("top1", "top5", "mean_class", "many", "medium", "few", "ece")
+        return [f"classification/{name}" for name in names]
+
+    @staticmethod
+    def evaluator(cfg, name: str, counts: ClassCounts | None, model: torch.nn.Module):
+        """Of a test set, with the groups and counts of the training set."""
+        keep = cfg.TEST.LT.KEEP_FEATURES
+        return LongTailClassificationEvaluator(
+            dataset_name=name,
+            class_names=image_class_names(name, cfg.MODEL.LT.NUM_CLASSES),
+            class_counts=None if counts is None else {"images": counts.images.tolist()},
+            group_borders=cfg.DATASETS.LT.GROUP_BORDERS,
+            output_dir=_output_dir(cfg, name),
+            keep_features=keep,
+            classifier_weights=_classifier_weights(model) if keep else None,
+        )
+
+
+TASKS = {"LongTailClassifier": Classification}
+
+
+def task_of(cfg) -> type[Detection] | type[Classification]:
+    """The task of ``MODEL.META_ARCHITECTURE``."""
+    return TASKS.get(cfg.MODEL.META_ARCHITECTURE, Detection)
+
+
+def check_training(cfg, ranks: int | None = None) -> None:
+    """Raise a ConfigError for values that only the training loader would find wrong."""
+    images_per_pass(cfg, ranks)
+    check_loading(cfg)
+
+
+def _output_dir(cfg, name: str) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "inference", name)
+
+
+def _check_image_set(name: str, key: str) -> None:
+    if find_image_set(name) is None:
+        raise ConfigError(
+            f"DATASETS.{key} {name} is no list of image classification, which "
+            "MODEL.META_ARCHITECTURE LongTailClassifier needs; own lists are registered with "
+            "DATASETS.LT.REGISTER"
+        )
+
+
+def _classifier_weights(model: torch.nn.Module) -> Callable[[], torch.Tensor]:
+    """Gives the (C, D) weights of the classifier at the time of the call."""
+    inner = getattr(model, "module", model)  # under DistributedDataParallel
+
+    def weights() -> torch.Tensor:
+        return inner.classifier.weight[: inner.cls_loss.num_classes]
+
+    return weights
