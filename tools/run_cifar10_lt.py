@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Train the CIFAR-10-LT recipes one after the other, as for the table in the README.
+"""Train the CIFAR-10-LT recipes one after the other, and keep their records for a table.
 
     python tools/run_cifar10_lt.py --seeds 1 2 3
     python tools/run_cifar10_lt.py --epochs 40 --methods ce gcl gcl_cben --workdir output/short
 
 --epochs scales the schedule of every recipe: 40 is a fifth of everything, warm-up and second stages
 included. A run that is finished is left out and one that was stopped is resumed, so the script may
-be started again at any time, and several may share the methods. KEY VALUE pairs at the end go to
-every run. The records are copied to --records.
+be started again at any time; several at once must be given different methods, a second stage with
+its first. KEY VALUE pairs at the end go to every run. The records are copied to --records.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import command_line  # noqa: F401  a warning
 
 from lt_det.engine import load_config
 from lt_det.errors import LtDetError
+from lt_det.evaluation.results import LAST, read_record, selection
 
 ROOT = Path(__file__).resolve().parent.parent
 # In the order of the table; a second stage comes after its first.
@@ -59,13 +60,14 @@ def command(method, seed, args):
 
 def run_folder(method, seed, args):
     """Where a run is written."""
-    return args.workdir / f"{method}_seed{seed}"
+    return args.workdir / f"{method}_{args.epochs}_epochs_seed{seed}"
 
 
 def copy_records(method, seed, args):
     """Keep the records of the last and the best epoch; whether the run is finished."""
     results = run_folder(method, seed, args) / "results"
-    finished = (run_folder(method, seed, args) / "model_final.pth").exists()
+    last = [p for p in results.glob("*.json") if not p.name.endswith(".best.json")]
+    finished = bool(last) and all(selection(read_record(p)) == LAST for p in last)
     if finished:
         args.records.mkdir(parents=True, exist_ok=True)
         for path in sorted(results.glob("*.json")):

@@ -413,6 +413,12 @@ def check_loading(cfg) -> None:
     build_sampling_rule(cfg)
     if any(find_image_set(name) for name in cfg.DATASETS.TRAIN):
         ImageLabelMapper(cfg, is_train=True)
+        node = cfg.DATALOADER.LT.IMAGE
+        for key, least in (("TEST_BATCH", 1), ("CACHE_MB", 0)):
+            if node[key] < least:
+                raise ConfigError(
+                    f"DATALOADER.LT.IMAGE.{key} is {node[key]}; it is at least {least}"
+                )
 
 
 def check_bad_image(value: str) -> None:

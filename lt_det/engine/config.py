@@ -175,7 +175,8 @@ def prepare_config(
     task = task_of(cfg)
     if training:
         check_training(cfg, ranks)
-        if cfg.MODEL.LT.FIRST_STAGE:
+        resumable = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+        if cfg.MODEL.LT.FIRST_STAGE and not resumable:
             first_stage_file(cfg.MODEL.LT.FIRST_STAGE)
     check_best_metric(cfg)
     counts = _class_counts(cfg, required=training)

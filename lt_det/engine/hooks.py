@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import math
@@ -239,6 +240,14 @@ def set_aside(path: str) -> None:
     """Keep the file of an earlier run in the same folder as ``<name>.previous``. Rank 0 only."""
     if os.path.exists(path) and comm.is_main_process():
         os.replace(path, path + ".previous")
+
+
+def set_aside_results(output_dir: str) -> None:
+    """`set_aside` what tables and tools read of a run. Rank 0 only."""
+    for pattern in ("metrics.json", "results/*.json", "model_best.*"):
+        for path in glob.glob(os.path.join(glob.escape(output_dir), pattern)):
+            if not path.endswith(".previous"):
+                set_aside(path)
 
 
 def drop_lines_from(path: str, iteration: int) -> None:

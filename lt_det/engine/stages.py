@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Sequence
 
 import torch
+import yaml
 from torch import nn
 
 from lt_det.errors import CheckpointError, ConfigError
@@ -16,37 +17,59 @@ from lt_det.modeling.freeze import find_modules
 
 logger = logging.getLogger(__name__)
 
+# What a backbone's weights mean something with.
+BACKBONE_KEYS = (
+    "INPUT.FORMAT",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.RESNETS.NORM",
+)
+
 # Where a backbone's parameters are: below an FPN, or at the top.
 BACKBONE_PREFIXES = ("backbone.bottom_up.", "backbone.")
 
 
 def check_stage_keys(cfg) -> None:
-    """Raise a ConfigError for keys of which one would undo the other."""
+    """Raise a ConfigError for keys of which one would undo the other, or that have no effect."""
     node = cfg.MODEL.LT
     if node.FIRST_STAGE and node.BACKBONE_WEIGHTS:
         raise ConfigError(
             "MODEL.LT.FIRST_STAGE and MODEL.LT.BACKBONE_WEIGHTS are both set; the first holds a "
             "backbone as well"
         )
+    if cfg.MODEL.META_ARCHITECTURE != "LongTailClassifier":
+        used = {
+            "MODEL.LT.FREEZE": node.FREEZE,
+            "MODEL.LT.MIXUP": node.MIXUP,
+            "MODEL.LT.CLASS_SCALE": node.CLASS_SCALE,
+            "TEST.LT.TAU_NORM": cfg.TEST.LT.TAU_NORM,
+            "TEST.LT.KEEP_FEATURES": cfg.TEST.LT.KEEP_FEATURES,
+        }
+        for key, value in used.items():
+            if value:
+                raise ConfigError(
+                    f"{key} is {value!r}, which only MODEL.META_ARCHITECTURE LongTailClassifier "
+                    f"has; this is {cfg.MODEL.META_ARCHITECTURE}"
+                )
     if node.START_ANEW and not node.FIRST_STAGE:
         raise ConfigError("MODEL.LT.START_ANEW is set, but there is no MODEL.LT.FIRST_STAGE")
 
 
 def first_stage_file(path: str) -> str:
-    """The checkpoint of a run folder, or `path` itself.
+    """The final checkpoint of a run folder, or `path` itself.
 
     Raises:
         CheckpointError: there is none.
     """
     if os.path.isdir(path):
-        last = os.path.join(path, "last_checkpoint")
-        if not os.path.exists(last):
+        folder, path = path, os.path.join(path, "model_final.pth")
+        if not os.path.isfile(path):
             raise CheckpointError(
-                f"MODEL.LT.FIRST_STAGE {path} holds no checkpoint: train the first stage with "
-                f"OUTPUT_DIR {path}, or name another run"
+                f"MODEL.LT.FIRST_STAGE {folder} holds no finished training (model_final.pth): "
+                f"train the first stage to its end with OUTPUT_DIR {folder}, or name another run, "
+                "or one of its checkpoints"
             )
-        with open(last) as file:
-            path = os.path.join(path, file.read().strip())
     if not os.path.isfile(path):
         raise CheckpointError(
             f"MODEL.LT.FIRST_STAGE: there is no checkpoint {path}: train the first stage first"
@@ -58,7 +81,8 @@ def load_first_stage(model: nn.Module, path: str, start_anew: Sequence[str] = ()
     """Load the parameters of another run's model.
 
     Args:
-        model: the modules below its losses keep their own state (statistics, noise, progress).
+        model: the modules below its losses keep their own state (statistics, noise, progress),
+            mixup its own noise.
         path: run folder or checkpoint.
         start_anew: dotted names of modules that keep their own start.
 
@@ -70,7 +94,14 @@ def load_first_stage(model: nn.Module, path: str, start_anew: Sequence[str] = ()
     stored = read_parameters(file)
     find_modules(model, start_anew, "MODEL.LT.START_ANEW")
     losses = [name for name, m in model.named_modules() if isinstance(m, LongTailLoss)]
-    own = tuple(f"{name}." for name in (*start_anew, *losses, "mixup", "class_scale"))
+    scale = "class_scale.scale"
+    if scale in stored and scale not in model.state_dict():
+        raise CheckpointError(
+            f"{file} has a factor for each class ({scale}), without which its classifier is not "
+            "the one that was trained: set MODEL.LT.CLASS_SCALE True"
+        )
+    fresh = [*start_anew, *losses, "mixup", *(["class_scale"] if scale not in stored else [])]
+    own = tuple(f"{name}." for name in fresh)
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(own)}
     _copy(wanted, stored, file)
     logger.info("First stage: %d tensors from %s", len(wanted), file)
@@ -101,6 +132,34 @@ def load_backbone(model: nn.Module, file: str) -> None:
     logger.info("Backbone: %d tensors from %s", len(wanted), file)
 
 
+def report_backbone_differences(cfg, file: str) -> None:
+    """Warn of what a backbone was trained with that differs here, though its weights fit.
+
+    Args:
+        cfg: of this run.
+        file: checkpoint; the configuration beside it is compared.
+    """
+    beside = os.path.join(os.path.dirname(file), "config.yaml")
+    if not os.path.isfile(beside):
+        logger.warning(
+            "There is no %s to compare with: %s should be what %s was trained with.",
+            *(beside, ", ".join(BACKBONE_KEYS), file),
+        )
+        return
+    with open(beside) as f:
+        theirs = yaml.safe_load(f)
+    for key in BACKBONE_KEYS:
+        node, own = theirs, cfg
+        for part in key.split("."):
+            node, own = (x.get(part) if hasattr(x, "get") else None for x in (node, own))
+        if node is not None and _plain(node) != _plain(own):
+            logger.warning("%s is %r, but the backbone of %s has %r.", key, own, file, node)
+
+
+def _plain(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
 def read_parameters(file: str) -> dict[str, torch.Tensor]:
     """Tensors by name of a checkpoint: ours, Detectron2's (``.pth``, or ``.pkl`` of its zoo).
 
@@ -114,8 +173,8 @@ def read_parameters(file: str) -> dict[str, torch.Tensor]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own for a bad file
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise CheckpointError(f"cannot read checkpoint {file} ({reason})") from error
+        # Without the text, which advises to load files that may run code.
+        raise CheckpointError(f"cannot read checkpoint {file}: {type(error).__name__}") from error
     stored = content.get("model") if isinstance(content, dict) else None
     if not isinstance(stored, dict):
         raise CheckpointError(f"{file} is not a checkpoint: it holds no parameters")

@@ -24,11 +24,12 @@ from lt_det.engine.hooks import (
     check_ranks_agree,
     drop_lines_from,
     named_grad_stats,
-    set_aside,
+    set_aside_results,
 )
+from lt_det.engine.norm_statistics import average_norm_statistics
 from lt_det.engine.optimizer import scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
-from lt_det.engine.stages import load_backbone, load_first_stage
+from lt_det.engine.stages import load_backbone, load_first_stage, report_backbone_differences
 from lt_det.engine.step import StepTrainer
 from lt_det.engine.tasks import Classification, task_of
 from lt_det.engine.writers import build_writers
@@ -77,8 +78,8 @@ class LongTailTrainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             on_cpu = cfg.MODEL.DEVICE == "cpu"
             device_ids = None if on_cpu else [comm.get_local_rank()]
-            # Statistics are summed by the losses themselves; broadcasting would undo nothing
-            # but cost time.
+            # Statistics are summed by the losses themselves, and those of batch normalisation
+            # averaged where they matter: broadcasting in every step would only cost time.
             model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = StepTrainer(
             model,
@@ -106,19 +107,27 @@ class LongTailTrainer(DefaultTrainer):
         """
         found = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.strict = found
-        super().resume_or_load(resume=found)
+        node = self.cfg.MODEL.LT
+        if found or not node.FIRST_STAGE:
+            super().resume_or_load(resume=found)
         if found:
             logger.info("Resuming after iteration %d", self.iter)
             drop_lines_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
             return
         if resume:
             logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
-        node = self.cfg.MODEL.LT
         if node.FIRST_STAGE:
+            if self.cfg.MODEL.WEIGHTS:
+                logger.info(
+                    "MODEL.WEIGHTS %s is not read: MODEL.LT.FIRST_STAGE is set, and what starts "
+                    "anew starts at random.",
+                    self.cfg.MODEL.WEIGHTS,
+                )
             load_first_stage(self.checkpointer.model, node.FIRST_STAGE, node.START_ANEW)
         elif node.BACKBONE_WEIGHTS:
             load_backbone(self.checkpointer.model, node.BACKBONE_WEIGHTS)
-        set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+            report_backbone_differences(self.cfg, node.BACKBONE_WEIGHTS)
+        set_aside_results(self.cfg.OUTPUT_DIR)
         if reset_run_state(self.model):
             logger.warning(
                 "The state of the loss (statistics, noise, progress) in MODEL.WEIGHTS %s is that "
@@ -143,6 +152,7 @@ class LongTailTrainer(DefaultTrainer):
         """Bring all that belongs to a checkpoint to rank 0; call it on every rank."""
         self._trainer.flush()  # a run with a loss of NaN stops before it is saved
         check_ranks_agree(self.model)
+        average_norm_statistics(self.model)
         # Ranks differ in the place in the data too: groups of aspect ratio fill unevenly.
         own = {"rng": get_rng_state(), "data_loader": self._trainer.data_loader.state_dict()}
         self._state_of_ranks = comm.gather(own)
@@ -210,6 +220,7 @@ class LongTailTrainer(DefaultTrainer):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def _evaluate(self):
+        average_norm_statistics(self.model)
         # Test loaders draw from the global generator; training goes on as if they had not.
         with preserved_rng():
             self._last_eval_results = evaluate(
@@ -224,6 +235,10 @@ class LongTailTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg, model):
         """Detectron2's; with ``SOLVER.LT.CLASSIFIER_LR_FACTOR`` the classifier's rate differs."""
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                f"MODEL.LT.FREEZE {tuple(cfg.MODEL.LT.FREEZE)} leaves nothing to train"
+            )
         optimizer = super().build_optimizer(cfg, model)
         scale_learning_rate(optimizer, model, cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR)
         return optimizer
@@ -300,6 +315,7 @@ def evaluate(
         Nested results as ``DefaultTrainer.test`` gives them; empty on ranks other than 0.
     """
     task = task_of(cfg)
+    ended = iteration == cfg.SOLVER.MAX_ITER
     evaluators = [task.evaluator(cfg, n, class_counts, model) for n in cfg.DATASETS.TEST]
     results = LongTailTrainer.test(cfg, model, evaluators)
     if comm.is_main_process():
@@ -313,7 +329,7 @@ def evaluate(
                 counts_fingerprint=class_counts.fingerprint if class_counts else None,
                 # Which epoch a figure is of matters where publications take the best one. Of
                 # weights from a file nothing is known.
-                selection=LAST if iteration and task is Classification else None,
+                selection=LAST if ended and task is Classification else None,
                 loss=cfg.MODEL.LT.LOSS.NAME,
             )
             write_record(record_path(cfg.OUTPUT_DIR, record), record)

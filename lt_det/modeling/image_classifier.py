@@ -65,6 +65,11 @@ class LongTailClassifier(nn.Module):
         self.class_scale = class_scale
         self.mixup = mixup
         self.tau, self.keep_features = tau, keep_features
+        for key, values in (("PIXEL_MEAN", pixel_mean), ("PIXEL_STD", pixel_std)):
+            if len(values) != 3 or (key == "PIXEL_STD" and not min(values) > 0):
+                raise ConfigError(f"MODEL.{key} is {list(values)}; it takes one number a channel")
+        if not tau >= 0:
+            raise ConfigError(f"TEST.LT.TAU_NORM is {tau}; it is at least 0")
         if tau and not isinstance(classifier, nn.Linear):
             raise ConfigError(
                 f"TEST.LT.TAU_NORM is {tau}, but loss {type(loss).__name__} has a "

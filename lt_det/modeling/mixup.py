@@ -80,9 +80,10 @@ def mixed_terms(
         Terms as of the loss.
     """
     rows = len(logits)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     # Each half is divided by its own normaliser, which for some losses depends on the targets.
     weights = [
-        share * rows / loss.default_normalizer(t).to(logits.dtype)
+        share * rows / loss.default_normalizer(t).to(dtype)
         for share, t in ((lam, targets), (1 - lam, partners))
     ]
     return loss(

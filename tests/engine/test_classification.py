@@ -9,7 +9,7 @@ import torch
 
 from lt_det.data.datasets.synthetic_images import ImagesSpec, generate_images, image_counts
 from lt_det.engine import LongTailTrainer, load_config, prepare_config
-from lt_det.engine.trainer import evaluate_checkpoint
+from lt_det.engine.trainer import evaluate, evaluate_checkpoint
 from lt_det.errors import CheckpointError, ConfigError, DataError, MissingFileError
 from lt_det.evaluation.results import read_record
 
@@ -101,11 +101,12 @@ def test_a_second_stage_trains_the_classifier_on_another_order(options, tmp_path
     assert trainer.model.cls_loss.margin == 0.1 and b["cls_loss.noise._extra_state"][1] == 10
     order = state_of(second)["trainer"]["ranks"][0]["data_loader"]["order"]
     assert order.startswith("cben, ") and order.endswith(", draw")
-    # Killed and resumed, it goes on from its own checkpoint and not from the first stage.
+    # Killed and resumed, it goes on from its own checkpoint: the first stage may be gone.
     again = tmp_path / "again"
     again.mkdir()
     shutil.copy(second / "model_0000003.pth", again)
     (again / "last_checkpoint").write_text("model_0000003.pth")
+    shutil.rmtree(first)
     train("gcl_cben", options, again, "MODEL.LT.FIRST_STAGE", first, resume=True)
     assert_same(state_of(second), state_of(again))
 
@@ -114,6 +115,36 @@ def test_a_second_stage_without_a_first_is_found_before_the_training(options, tm
     with pytest.raises(CheckpointError, match="FIRST_STAGE.*nowhere"):
         train("gcl_cben", options, tmp_path / "a", "MODEL.LT.FIRST_STAGE", tmp_path / "nowhere")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_starts_anew_does_not_take_pretrained_weights(options, tmp_path):
+    first = tmp_path / "first"
+    train("ce", options, first)
+    weights = ["MODEL.WEIGHTS", first / "model_final.pth", "MODEL.LT.FIRST_STAGE", first]
+    anew = ["MODEL.LT.START_ANEW", "('classifier',)", "SOLVER.BASE_LR", "1e-12"]
+    train("ce", options, tmp_path / "second", *weights, *anew, "SOLVER.WARMUP_ITERS", 0)
+    a, b = (state_of(f)["model"]["classifier.weight"] for f in (first, tmp_path / "second"))
+    assert (a - b).abs().mean() > 0.1  # two draws of standard deviation 0.177
+
+
+def test_a_new_run_in_an_old_folder_leaves_no_results_of_the_old(options, tmp_path):
+    output = tmp_path / "run"
+    best = ["TEST.EVAL_PERIOD", 4, "TEST.LT.BEST_METRIC", "classification/top1"]
+    train("ce", options, output, *best)
+    train("ce", options, output, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "(1,)")
+    assert [p.name for p in (output / "results").glob("*.json")] == ["images_val.json"]
+    assert not (output / "model_best.pth").exists()
+    assert (output / "results" / "images_val.best.json.previous").exists()
+
+
+def test_an_evaluation_on_the_way_is_not_the_last(options, tmp_path):
+    output = tmp_path / "run"
+    trainer = train("ce", options, output, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)")
+    trainer.cfg.defrost()
+    trainer.cfg.SOLVER.MAX_ITER = 8
+    evaluate(trainer.cfg, trainer.model, trainer.class_counts, iteration=4)
+    record = read_record(output / "results" / "images_val.json")
+    assert record["run"]["iteration"] == 4 and record["run"]["selection"] is None
 
 
 def test_last_and_best_epochs_are_kept_apart(options, tmp_path):
@@ -180,6 +211,15 @@ WRONG = {
         ConfigError,
         "'segm/AP'.*classification/top1",
     ),
+    "test batch": (["DATALOADER.LT.IMAGE.TEST_BATCH", "0"], ConfigError, "TEST_BATCH is 0"),
+    "no memory": (["DATALOADER.LT.IMAGE.CACHE_MB", "-5"], ConfigError, "CACHE_MB is -5"),
+    "all frozen": (
+        ["MODEL.LT.FREEZE", "('backbone', 'classifier')"],
+        ConfigError,
+        "MODEL.LT.FREEZE .*nothing to train",
+    ),
+    "pixel": (["MODEL.PIXEL_STD", "[1.0, 1.0]"], ConfigError, r"PIXEL_STD is \[1.0, 1.0\]"),
+    "tau": (["TEST.LT.TAU_NORM", "-1.0"], ConfigError, "TAU_NORM is -1.0"),
     "memory": (["DATALOADER.LT.IMAGE.CACHE_MB", "0.001"], ConfigError, "CACHE_MB"),
 }
 

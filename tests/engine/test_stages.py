@@ -13,6 +13,7 @@ from lt_det.engine.stages import (
     first_stage_file,
     load_backbone,
     load_first_stage,
+    report_backbone_differences,
 )
 from lt_det.errors import CheckpointError, ConfigError
 
@@ -77,6 +78,18 @@ def test_what_starts_anew_keeps_its_own_weights(run_folder):
     assert torch.equal(second.backbone.res3[0].conv1.weight, first.backbone.res3[0].conv1.weight)
 
 
+def test_factors_of_a_first_stage_go_on_and_are_not_lost(tmp_path):
+    scaled = ["MODEL.LT.CLASS_SCALE", "True"]
+    first = build([*CIFAR, *scaled])
+    torch.nn.init.uniform_(first.class_scale.scale)
+    file = save(first, tmp_path / "first.pth")
+    second = build([*CIFAR, *scaled], seed=1)
+    load_first_stage(second, file)
+    assert torch.equal(second.class_scale.scale, first.class_scale.scale)
+    with pytest.raises(CheckpointError, match="class_scale.scale.*CLASS_SCALE True"):
+        load_first_stage(build(CIFAR, seed=1), file)
+
+
 def test_a_first_stage_that_does_not_fit_changes_nothing(run_folder, tmp_path):
     folder, _ = run_folder
     linear = build([*CIFAR, "MODEL.LT.LOSS.NAME", "SoftmaxCE"], seed=1)
@@ -99,8 +112,13 @@ def test_a_first_stage_that_does_not_fit_changes_nothing(run_folder, tmp_path):
 def test_a_missing_first_stage_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match="FIRST_STAGE.*nowhere"):
         first_stage_file(str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match="holds no checkpoint: train the first stage"):
+    # A training that was stopped is none to build on, unless its checkpoint is named.
+    (tmp_path / "model_0000009.pth").write_bytes(b"")
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(CheckpointError, match="no finished training.*to its end"):
         first_stage_file(str(tmp_path))
+    named = str(tmp_path / "model_0000009.pth")
+    assert first_stage_file(named) == named
 
 
 @pytest.mark.parametrize("start", ["detector", "classifier"])
@@ -132,6 +150,21 @@ def test_a_backbone_that_does_not_fit_or_is_none_is_an_error(tmp_path):
         load_backbone(classifier, save(build(CIFAR), tmp_path / "cifar.pth"))
 
 
+def test_what_a_backbone_was_trained_with_is_compared(tmp_path, caplog):
+    cfg = load_config("", R18_CLASSIFIER)
+    file = str(tmp_path / "model_final.pth")
+    report_backbone_differences(cfg, file)
+    assert "no " in caplog.text and "config.yaml to compare with" in caplog.text
+    caplog.clear()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    report_backbone_differences(cfg, file)
+    assert caplog.text == ""
+    cfg.merge_from_list(["INPUT.FORMAT", "RGB", "MODEL.RESNETS.STRIDE_IN_1X1", "False"])
+    report_backbone_differences(cfg, file)
+    assert "INPUT.FORMAT is 'RGB', but the backbone" in caplog.text
+    assert "STRIDE_IN_1X1 is False" in caplog.text and "PIXEL_MEAN" not in caplog.text
+
+
 def test_files_of_detectron2s_zoo_are_read(tmp_path):
     source, target = build(R18_CLASSIFIER, seed=1), build(R18_CLASSIFIER, seed=2)
     arrays = {k: v.numpy() for k, v in source.state_dict().items() if k.startswith("backbone.")}
@@ -148,8 +181,11 @@ def test_keys_that_undo_each_other():
     cfg = load_config("", ["MODEL.LT.FIRST_STAGE", "a", "MODEL.LT.BACKBONE_WEIGHTS", "b"])
     with pytest.raises(ConfigError, match="FIRST_STAGE and MODEL.LT.BACKBONE_WEIGHTS"):
         check_stage_keys(cfg)
+    for key, value in (("MODEL.LT.FREEZE", "('backbone',)"), ("TEST.LT.TAU_NORM", "0.5")):
+        with pytest.raises(ConfigError, match=f"{key} is .*only .*LongTailClassifier"):
+            check_stage_keys(load_config("configs/quick/lvis_softmax.yaml", [key, value]))
     with pytest.raises(ConfigError, match="START_ANEW is set.*no MODEL.LT.FIRST_STAGE"):
-        check_stage_keys(load_config("", ["MODEL.LT.START_ANEW", "('classifier',)"]))
+        check_stage_keys(load_config("", [*CIFAR, "MODEL.LT.START_ANEW", "('classifier',)"]))
 
 
 def test_the_classifier_may_learn_at_another_rate():

@@ -132,6 +132,11 @@ def image_class_names(name: str, num_classes: int) -> list[str]:
     image_set = find_image_set(name)
     if not image_set.class_file:
         return [f"class {k}" for k in range(num_classes)]
+    if not os.path.isfile(image_set.class_file):
+        raise MissingFileError(
+            f"class list {image_set.class_file} of data set {name!r} does not exist (looked for "
+            f"{os.path.abspath(image_set.class_file)}). {image_set.hint}"
+        )
     names = read_class_names(image_set.class_file)
     if len(names) != num_classes:
         raise ConfigError(
