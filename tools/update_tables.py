@@ -40,7 +40,11 @@ QUICK = ROOT / "configs/quick/results"
 CIFAR = ROOT / "configs/cifar10_lt_results"
 COLUMNS = [f"{task}/{m}" for task in ("bbox", "segm") for m in ("AP", "AP50", "APr", "APc", "APf")]
 # What a row is called: the configuration whose runs it holds.
-RECIPES = {"softmax": "softmax cross-entropy", "eqlv2": "EQL v2"}
+RECIPES = {
+    "softmax": "softmax cross-entropy",
+    "eqlv2": "EQL v2",
+    "eqlv2_cben": "EQL v2, CBEN repeat factors",
+}
 
 
 def quick_records():
