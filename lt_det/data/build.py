@@ -278,7 +278,8 @@ def _build_image_train_loader(cfg) -> TrainLoader:
 def image_dataset(cfg, records: ImageListRecords, *, is_train: bool) -> Dataset:
     """Samples of image classification, from memory under ``AUGMENT`` "cifar"."""
     node = cfg.DATALOADER.LT.IMAGE
-    skip_bad = cfg.DATALOADER.LT.BAD_IMAGE == "skip"
+    # A set to test on must be whole.
+    skip_bad = is_train and cfg.DATALOADER.LT.BAD_IMAGE == "skip"
     mapper = ImageLabelMapper(cfg, is_train=is_train)  # checks the keys, too
     if node.AUGMENT == "cifar" and node.CACHE_MB > 0:
         cache = load_image_cache(

@@ -274,12 +274,14 @@ def test_skipped_images_are_counted_and_replaced_by_the_next(small_set, caplog):
         assert cache.bad.tolist() == [0, 7, 8, 29]
         assert "4 of 30 images cannot be used and are skipped" in caplog.text
         assert "000.png" in caplog.text and cache.path in caplog.text
-    dataset = CachedImageDataset(cache, records, is_train=False)
-    samples = dataset.__getitems__([0, 6, 7, 8, 29])
+    dataset = CachedImageDataset(cache, records, is_train=True, pad=0, flip=False)
+    samples = dataset.__getitems__([SampleKey(k, 0, k) for k in (0, 6, 7, 8, 29)])
     assert [s["image_id"] for s in samples] == [1, 6, 9, 9, 1]
     assert [s["label"] for s in samples] == [1, 2, 1, 1, 1]
     np.testing.assert_array_equal(samples[3]["image"], pixels[9].transpose(2, 0, 1))
     assert dataset.skipped == 4
+    with pytest.raises(DataError, match="4 images cannot be used, such as .*000.png"):
+        CachedImageDataset(cache, records, is_train=False)
 
 
 def test_a_cache_without_bad_images_does_not_hide_them_from_a_stricter_run(small_set):
