@@ -57,7 +57,8 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.MODEL.LT.FIRST_STAGE = ""
     # Modules that start anew instead, by dotted name, e.g. ("classifier",).
     cfg.MODEL.LT.START_ANEW = ()
-    # Modules that do not train, e.g. ("backbone",), also without a first stage.
+    # Modules that do not train, e.g. ("backbone",), also without a first stage. Image
+    # classification; detectors have MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.LT.FREEZE = ()
     # Batch normalisation in them: "eval" uses the running statistics; "update" goes on updating
     # these (MiSLAS's shifted batch normalisation).

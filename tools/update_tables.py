@@ -11,7 +11,6 @@ import argparse
 import inspect
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 
@@ -19,14 +18,12 @@ import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_samplers
-import run_cifar10_lt
 
 from lt_det.data.rules import SAMPLING_RULES, rule_parameters
 from lt_det.data.sampling_preview import preview_tables
 from lt_det.evaluation.results import (
     format_table,
     markdown,
-    metric,
     per_class_table,
     read_record,
 )
@@ -37,7 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "configs/README.md", "configs/quick/README.md")
 BENCHMARKS = ROOT / "configs/benchmarks"
 QUICK = ROOT / "configs/quick/results"
-CIFAR = ROOT / "configs/cifar10_lt_results"
 COLUMNS = [f"{task}/{m}" for task in ("bbox", "segm") for m in ("AP", "AP50", "APr", "APc", "APf")]
 # What a row is called: the configuration whose runs it holds.
 RECIPES = {
@@ -95,39 +91,6 @@ def preview_table():
     return preview_tables(json.loads((ROOT / "configs/quick/sampling.json").read_text())["rules"])
 
 
-# Top-1 after 200 epochs as published: the tables of MiSLAS, FBL and GCL.
-PUBLISHED = {
-    "ce": 70.4,
-    "mixup": 73.1,
-    "ldam_drw": 77.1,
-    "mislas": 82.1,
-    "fbl": 82.46,
-    "gcl_cben": 82.68,
-}
-
-
-def cifar_table():
-    """CIFAR-10-LT by method: last epoch, groups, best test epoch, and the published figure."""
-    titles = ["method", "runs", "top-1", "many", "medium", "best test epoch", "published"]
-    lines = [titles]
-    for method in run_cifar10_lt.METHODS:
-        paths = sorted(CIFAR.glob(f"{method}_seed*.json"))
-        last = [read_record(p) for p in paths if ".best." not in p.name]
-        best = [read_record(p) for p in paths if ".best." in p.name]
-        if not last:
-            continue
-        cells = [_mean(last, name) for name in ("top1", "many", "medium")]
-        published = f"{PUBLISHED[method]:g}" if method in PUBLISHED else "-"
-        lines.append([method, str(len(last)), *cells, _mean(best, "top1"), published])
-    return markdown(lines)
-
-
-def _mean(records, name):
-    values = [metric(record, f"classification/{name}") for record in records]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
 def _number(value):
     return f"{value:g}" if isinstance(value, float) else value
 
@@ -168,7 +131,6 @@ TABLES = {
     "benchmark segmentation": lambda: benchmark_table("losses_segmentation"),
     "benchmark load-lvis": lambda: data_table(benchmark_loading, "load_lvis"),
     "benchmark load-images": images_table,
-    "cifar10-lt": cifar_table,
     "benchmark samplers": lambda: data_table(benchmark_samplers, "samplers"),
     "quick": quick_table,
     "quick seeds": seeds_table,

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from lt_det.data.class_sets import class_sets_from_labels, class_sets_from_pairs
+from lt_det.data.class_sets import (
+    class_sets_from_labels,
+    class_sets_from_pairs,
+    expected_per_class,
+)
 from lt_det.data.rules import SAMPLING_RULES, build_rule, rule_parameters
 from lt_det.data.rules.cben import class_based_beta
 from lt_det.data.rules.effective import effective_number
@@ -295,3 +299,32 @@ def test_an_epoch_without_end_is_refused():
     rule = build_rule("power", {"threshold": 1.0, "exponent": 4.0})
     with pytest.raises(ConfigError, match="power would repeat 100001 images 1e[+]20 times.*`cap`"):
         rule.image_factors(sets)
+
+
+def sets_like_lvis():
+    """Class sizes like LVIS's: 337 classes in 1-10 images, 461 in up to 100, 405 in up to 1,950."""
+    rng = np.random.default_rng(0)
+    edges = [(1, 11, 337), (11, 101, 461), (101, 1950, 405)]
+    counts = np.concatenate([np.exp(rng.uniform(*np.log(e[:2]), e[2])).astype(int) for e in edges])
+    share = rng.gamma(1.2, 1, 100_170)  # crowded and empty scenes
+    images = rng.choice(len(share), counts.sum(), p=share / share.sum())
+    _, images = np.unique(images, return_inverse=True)
+    return class_sets_from_pairs(images, labels_of(counts), images.max() + 1, len(counts))
+
+
+def test_the_reason_for_the_default_cap():
+    """Stands at ``DEFAULT_CAP``."""
+    sets = sets_like_lvis()
+    rare = sets.image_counts() <= 10
+
+    def of(rule):
+        factors = rule.image_factors(sets)
+        images = expected_per_class(sets, factors)
+        return factors.max() / factors.mean(), images[rare].sum() / images.sum()
+
+    usual, low, none = (build_rule("cben", params) for params in ({}, {"cap": 10}, {"cap": 0}))
+    assert of(usual)[0] == pytest.approx(7, abs=0.5)
+    assert of(build_rule("sqrt"))[0] == pytest.approx(7.7, abs=0.5)
+    natural = sets.image_counts()[rare].sum() / len(sets.classes)
+    # With 10 the share of the rare classes grows by less than a twentieth of what no cap gives.
+    assert of(low)[1] - natural < (of(none)[1] - natural) / 20
