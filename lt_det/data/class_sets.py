@@ -57,17 +57,6 @@ class ClassSets:
         Raises:
             ValueError: not one value for each class.
         """
-        return self._reduce(np.maximum, values, empty)
-
-    def total(self, values: np.ndarray) -> np.ndarray:
-        """(N,) the sum of (C,) `values` over the classes of each image.
-
-        Raises:
-            ValueError: not one value for each class.
-        """
-        return self._reduce(np.add, values, 0)
-
-    def _reduce(self, ufunc: np.ufunc, values: np.ndarray, empty: float) -> np.ndarray:
         values = np.asarray(values)
         if values.shape != (self.num_classes,):
             raise ValueError(f"{values.shape} values for {self.num_classes} classes")
@@ -76,7 +65,7 @@ class ClassSets:
         # Segments between the starts of images that hold something: empty ones have no entry
         # of their own, and `reduceat` would give them their neighbour's first.
         if filled.any():
-            result[filled] = ufunc.reduceat(values[self.classes], self.offsets[:-1][filled])
+            result[filled] = np.maximum.reduceat(values[self.classes], self.offsets[:-1][filled])
         return result
 
     def select(self, images: np.ndarray) -> ClassSets:
@@ -149,20 +138,6 @@ def expected_per_class(
     if amount_of_pair is not None:
         weights = weights * amount_of_pair
     return np.bincount(sets.classes, weights, minlength=sets.num_classes)
-
-
-def concatenate(parts: Sequence[ClassSets]) -> ClassSets:
-    """The images of all `parts`, one part after the other.
-
-    Raises:
-        ValueError: no part, or different numbers of classes.
-    """
-    numbers = {part.num_classes for part in parts}
-    if len(numbers) != 1:
-        raise ValueError(f"class sets of {sorted(numbers)} classes cannot be joined")
-    sizes = np.concatenate([part.sizes for part in parts])
-    classes = np.concatenate([part.classes for part in parts])
-    return ClassSets(offsets_of(sizes), classes, numbers.pop())
 
 
 def _check_range(what: str, values: np.ndarray, number: int) -> None:

@@ -24,12 +24,10 @@ from lt_det.evaluation.classification_metrics import (
     ECE_BINS,
     are_probabilities,
     class_accuracy,
-    confusion_matrix,
     expected_calibration_error,
     mean_over_classes,
     shot_accuracy,
     top_k_classes,
-    top_k_hits,
 )
 from lt_det.evaluation.classification_predictions import (
     FEATURES_FILE,
@@ -38,17 +36,6 @@ from lt_det.evaluation.classification_predictions import (
 )
 from lt_det.evaluation.groups import check_groups, group_sizes, groups_from_counts
 from lt_det.evaluation.results import make_record
-
-__all__ = [
-    "LongTailClassificationEvaluator",
-    "class_accuracy",
-    "confusion_matrix",
-    "expected_calibration_error",
-    "mean_over_classes",
-    "shot_accuracy",
-    "top_k_classes",
-    "top_k_hits",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from lt_det.data.class_sets import (
     ClassSets,
     class_sets_from_labels,
     class_sets_from_pairs,
-    concatenate,
     instances_of_pairs,
 )
 from lt_det.data.records import ListRecords
@@ -135,27 +134,24 @@ def test_labels_and_records_out_of_range_are_named():
 
 
 @layouts
-def test_largest_and_total_against_a_loop(images):
+def test_largest_against_a_loop(images):
     values = np.array([0.5, -2.0, 7.0, 1.25])
     sets = sets_of(images)
     largest = [max(values[c] for c in image) if image else -9.0 for image in images]
     assert sets.largest(values, -9.0).tolist() == largest
-    assert sets.total(values).tolist() == [sum(values[c] for c in image) for image in images]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_largest_and_total_of_random_sets(seed):
+def test_largest_of_random_sets(seed):
     images, values = random_images(seed), np.random.default_rng(seed).normal(size=9)
     sets = sets_of(images, 9)
     expected = [max((values[c] for c in image), default=3.0) for image in images]
     assert sets.largest(values, 3.0).tolist() == expected
-    np.testing.assert_allclose(sets.total(values), [sum(values[image]) for image in images])
 
 
 def test_largest_keeps_the_type_of_the_values():
     sets = sets_of([[], [1]])
     assert sets.largest(np.array([1, 2, 3, 4], dtype=np.float32), 1).dtype == np.float32
-    assert sets.total(np.array([1, 2, 3, 4])).dtype.kind == "i"
 
 
 @pytest.mark.parametrize("values", [np.ones(3), np.ones(5), np.ones((4, 1)), 1.0])
@@ -164,7 +160,7 @@ def test_values_must_be_one_per_class(values):
         sets_of([[0]]).largest(values, 0)
 
 
-# ---- selecting and joining -------------------------------------------------------------------
+# ---- selecting -------------------------------------------------------------------------------
 
 
 @layouts
@@ -175,22 +171,6 @@ def test_select_takes_images_in_any_order_and_again(images):
     assert lists(chosen) == [sorted(images[i]) for i in index]
     assert chosen.num_classes == 4
     assert len(sets.select([])) == 0
-
-
-def test_joined_parts_follow_each_other():
-    parts = [LAYOUTS["first"], LAYOUTS["no image"], LAYOUTS["last"], LAYOUTS["all"]]
-    joined = concatenate([sets_of(part) for part in parts])
-    assert lists(joined) == [sorted(image) for part in parts for image in part]
-    assert concatenate([joined.select(range(3)), joined.select(range(3, 9))]).offsets.tolist() == (
-        joined.offsets.tolist()
-    )
-
-
-def test_parts_of_other_class_lists_cannot_be_joined():
-    with pytest.raises(ValueError, match=r"class sets of \[3, 4\] classes"):
-        concatenate([sets_of([[0]], 3), sets_of([[0]], 4)])
-    with pytest.raises(ValueError, match="cannot be joined"):
-        concatenate([])
 
 
 def test_length_is_the_number_of_images():

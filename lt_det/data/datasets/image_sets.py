@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -12,6 +12,7 @@ from lt_det.data.datasets.class_names import read_class_names
 from lt_det.data.datasets.image_list import read_image_list
 from lt_det.data.datasets.paths import datasets_root
 from lt_det.errors import ConfigError, MissingFileError
+from lt_det.evaluation.groups import groups_from_counts
 
 # Stands for Detectron2's folder of data sets until a set is used.
 ROOT = "{DETECTRON2_DATASETS}"
@@ -153,10 +154,8 @@ def image_set_counts(name: str, num_classes: int, borders: tuple[int, int]):
         DataError: a label beyond the classes.
         ConfigError, MissingFileError: see above.
     """
-    from dataclasses import replace
-
+    # Here, because `examine` opens image sets, too.
     from lt_det.data.examine import counts_of_class_sets
-    from lt_det.evaluation.groups import groups_from_counts
 
     sets = image_records(name).class_sets(num_classes)
     counts = counts_of_class_sets(sets, image_class_names(name, num_classes), name)
