@@ -229,8 +229,14 @@ class LongTailTrainer(DefaultTrainer):
                 self.class_counts,
                 iteration=min(self.iter + 1, self.max_iter),
                 config_file=self.config_file,
+                seconds_per_iteration=self._seconds_per_iteration(),
             )
         return self._last_eval_results
+
+    def _seconds_per_iteration(self) -> float | None:
+        """Median since this process started, evaluations not counted; None before the first."""
+        times = self.storage.histories().get("time")
+        return None if times is None else times.median(window_size=len(times.values()))
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -300,6 +306,7 @@ def evaluate(
     iteration: int | None = None,
     weights: str | None = None,
     config_file: str | None = None,
+    seconds_per_iteration: float | None = None,
 ) -> dict:
     """Evaluate `model` on every ``DATASETS.TEST`` and write the result records.
 
@@ -310,6 +317,7 @@ def evaluate(
         iteration: optimiser steps behind the weights, for the record.
         weights: checkpoint they come from, for the record.
         config_file: for the record.
+        seconds_per_iteration: of the training, for the record.
 
     Returns:
         Nested results as ``DefaultTrainer.test`` gives them; empty on ranks other than 0.
@@ -331,6 +339,7 @@ def evaluate(
                 # weights from a file nothing is known.
                 selection=LAST if ended and task is Classification else None,
                 loss=cfg.MODEL.LT.LOSS.NAME,
+                seconds_per_iteration=seconds_per_iteration,
             )
             write_record(record_path(cfg.OUTPUT_DIR, record), record)
     return results

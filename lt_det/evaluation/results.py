@@ -12,7 +12,7 @@ Reports, tables and comparisons read records and nothing else. A record is a dic
                     "<part>/<metric>"
     group_sizes     {"r": classes, "c": classes, "f": classes}
     run             {"iteration", "seed", "config", "weights", "versions", "counts_fingerprint",
-                    "selection"}; {} until `add_run_info`
+                    "selection", "loss", "seconds_per_iteration"}; {} until `add_run_info`
 
 "selection" says how the evaluated weights were chosen among those of the training: "last", or
 "best on <split>", the epoch with the best figure on that split, as :func:`best_on` writes it.

@@ -154,6 +154,7 @@ def test_last_and_best_epochs_are_kept_apart(options, tmp_path):
     last = read_record(output / "results" / "images_val.json")
     best = read_record(output / "results" / "images_val.best.json")
     assert last["run"]["selection"] == "last" and last["run"]["iteration"] == 10
+    assert 0 < last["run"]["seconds_per_iteration"] < 60  # ten small steps, not the whole run
     assert best["run"]["selection"] == "best on images_val"
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     seen = [line["classification/top1"] for line in lines if "classification/top1" in line]
