@@ -66,6 +66,27 @@ def add_lt_config(cfg: CN) -> CN:
     # Checkpoint whose backbone this model starts with, a detector's or a classifier's.
     cfg.MODEL.LT.BACKBONE_WEIGHTS = ""
 
+    # Semantic segmentation. The number of classes, the value of ignored pixels, the widths, the
+    # norm and the weight of the loss are Detectron2's MODEL.SEM_SEG_HEAD.
+    cfg.MODEL.LT.SEM_SEG = CN()
+    # 3 x 3 convolutions of an FCNHead, and whether their input is concatenated to their output.
+    cfg.MODEL.LT.SEM_SEG.NUM_CONVS = 2
+    cfg.MODEL.LT.SEM_SEG.CONCAT_INPUT = True
+    # Sides of the grids that a UPerNetHead pools its last feature to.
+    cfg.MODEL.LT.SEM_SEG.POOL_SIZES = (1, 2, 3, 6)
+    # Share of the channels that are dropped before the classifier of an FCNHead or UPerNetHead.
+    cfg.MODEL.LT.SEM_SEG.DROPOUT = 0.1
+    # An FCNHead beside the main one, with the same loss and statistics of its own, for training
+    # only. FEATURE: the output of the backbone that it sees, e.g. "res4"; "" = no such head.
+    cfg.MODEL.LT.SEM_SEG.AUX = CN()
+    cfg.MODEL.LT.SEM_SEG.AUX.FEATURE = ""
+    cfg.MODEL.LT.SEM_SEG.AUX.CHANNELS = 256
+    cfg.MODEL.LT.SEM_SEG.AUX.NUM_CONVS = 1
+    cfg.MODEL.LT.SEM_SEG.AUX.WEIGHT = 0.4
+    # Training examples per class where the model is a detector as well (PanopticFPN), whose
+    # MODEL.LT.CLASS_COUNTS are those of its boxes.
+    cfg.MODEL.LT.SEM_SEG.CLASS_COUNTS = []
+
     # Which classes take part in the classification loss of a region (detectors).
     cfg.MODEL.LT.FEDERATED = CN()
     # "": all. "annotated": those that the image's lists of LVIS say are present or verified to
@@ -79,18 +100,27 @@ def add_lt_config(cfg: CN) -> CN:
     # Training examples per class. Empty: counted from DATASETS.TRAIN at the start of a run and
     # written here, so that config.yaml holds what the loss was built with.
     cfg.MODEL.LT.CLASS_COUNTS = []
-    # What is counted: "instances" (boxes) or "images" (that hold the class).
+    # What is counted: "instances" (boxes), "images" (that hold the class) or "pixels" (semantic
+    # segmentation).
     cfg.MODEL.LT.COUNT_UNIT = "instances"
 
     cfg.DATASETS.LT = CN()
     # Own data sets, without code. A list of
     # {name: my_train, json: /path/train.json, images: /path/images, format: lvis | coco}
     # or, for image classification,
-    # {name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}.
+    # {name: my_train, list: /path/train.txt, images: /path/images, classes: /path/names.txt}
+    # or, for semantic segmentation, with a PNG of the same name for each image,
+    # {name: my_train, labels: /path/maps, images: /path/images, classes: /path/names.txt,
+    #  zero_is_unlabelled: False}.
     cfg.DATASETS.LT.REGISTER = []
     # r / c / f borders in training images of a class: r <= first, c <= second, f above.
     # Used where the annotation file has no `frequency` of its own.
     cfg.DATASETS.LT.GROUP_BORDERS = (10, 100)
+    # Groups of semantic segmentation. "pixels", "images": the classes ranked by training pixels or
+    # images, in thirds (head, common, tail; the larger thirds first if they differ in size).
+    # "borders": GROUP_BORDERS, in training images.
+    cfg.DATASETS.LT.SEM_SEG = CN()
+    cfg.DATASETS.LT.SEM_SEG.GROUP_BY = "pixels"
     # Where class counts, and the contents of large annotation files, are cached.
     # "" is <DETECTRON2_DATASETS>/lt_det_cache.
     cfg.DATASETS.LT.CACHE_DIR = ""
@@ -115,6 +145,12 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.DATALOADER.LT.IMAGE.CACHE_MB = 4096
     # Images of a test batch.
     cfg.DATALOADER.LT.IMAGE.TEST_BATCH = 256
+    # Semantic segmentation. The size of INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN is multiplied by a
+    # random number between these.
+    cfg.DATALOADER.LT.SEM_SEG = CN()
+    cfg.DATALOADER.LT.SEM_SEG.RATIO = (1.0, 1.0)
+    # Random brightness, contrast, saturation and hue.
+    cfg.DATALOADER.LT.SEM_SEG.COLOR = False
     # An image file that is missing, truncated or of another size than its annotation says:
     # "error" stops and names it, "skip" takes the next image of the set and counts.
     cfg.DATALOADER.LT.BAD_IMAGE = "error"
@@ -144,6 +180,19 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.TEST.LT.KEEP_FEATURES = False
     # tau-normalisation of a linear classifier at inference; 0 = none. Image classification.
     cfg.TEST.LT.TAU_NORM = 0.0
+    # Semantic segmentation. Side of the windows that an image is cut into; 0 = the whole image.
+    cfg.TEST.LT.SEM_SEG = CN()
+    cfg.TEST.LT.SEM_SEG.WINDOW = 0
+    # Pixels from one window to the next; 0 = two thirds of the side.
+    cfg.TEST.LT.SEM_SEG.STRIDE = 0
+    # Factors on the size of the test image, and whether each is also seen mirrored: the scores
+    # are averaged.
+    cfg.TEST.LT.SEM_SEG.SCALES = (1.0,)
+    cfg.TEST.LT.SEM_SEG.FLIP = False
+    # Boundary IoU beside IoU.
+    cfg.TEST.LT.SEM_SEG.BOUNDARY = False
+    # Predictions to keep: "" = none, "png" = label maps, "json" = Detectron2's run lengths.
+    cfg.TEST.LT.SEM_SEG.SAVE = ""
     # Metric that decides which checkpoint is kept as model_best.pth, e.g. "segm/APr"; with
     # several test sets "lvis_v1_val/segm/APr". "": none is kept. Needs TEST.EVAL_PERIOD > 0.
     cfg.TEST.LT.BEST_METRIC = ""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 
 import lt_det.modeling  # noqa: F401  registers the heads
@@ -44,7 +45,9 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     opts = list(opts or [])
     if len(opts) % 2:
         raise ConfigError(f"options come as KEY VALUE pairs, got {' '.join(opts)}")
-    cfg = add_lt_config(get_cfg())
+    cfg = get_cfg()
+    add_deeplab_config(cfg)  # backbones, heads and the poly schedule of semantic segmentation
+    add_lt_config(cfg)
     if config_file and not os.path.isfile(config_file):
         raise MissingFileError(f"no configuration file {config_file}")
     try:
