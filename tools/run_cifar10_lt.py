@@ -2,12 +2,13 @@
 """Train the CIFAR-10-LT recipes one after the other, and keep their records for a table.
 
     python tools/run_cifar10_lt.py --seeds 1 2 3
-    python tools/run_cifar10_lt.py --epochs 40 --methods ce gcl gcl_cben --workdir output/short
+    python tools/run_cifar10_lt.py --methods ce gcl gcl_cben --workdir output/short --epochs 40
 
 --epochs scales the schedule of every recipe: 40 is a fifth of everything, warm-up and second stages
 included. A run that is finished is left out and one that was stopped is resumed, so the script may
 be started again at any time; several at once must be given different methods, a second stage with
-its first. KEY VALUE pairs at the end go to every run. The records are copied to --records.
+its first. KEY VALUE pairs at the end, behind an option with one value, go to every run. The records
+are copied to --records.
 """
 
 import argparse
@@ -47,8 +48,8 @@ def schedule_options(config, epochs):
 
 def command(method, seed, args):
     """The training command of one run."""
-    config = ROOT / f"configs/cifar10_lt_{method}.yaml"
-    options = schedule_options(config, args.epochs)
+    config = f"configs/cifar10_lt_{method}.yaml"  # relative: it is in the record
+    options = schedule_options(ROOT / config, args.epochs)
     options += ["SEED", seed, "OUTPUT_DIR", run_folder(method, seed, args)]
     options += ["TEST.LT.BEST_METRIC", "classification/top1"]
     if method in FIRST_STAGES:

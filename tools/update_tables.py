@@ -18,12 +18,16 @@ import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_samplers
+import numpy as np
+import run_cifar10_lt
 
 from lt_det.data.rules import SAMPLING_RULES, rule_parameters
 from lt_det.data.sampling_preview import preview_tables
 from lt_det.evaluation.results import (
     format_table,
     markdown,
+    mean_and_spread,
+    metric,
     per_class_table,
     read_record,
 )
@@ -34,7 +38,22 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "configs/README.md", "configs/quick/README.md")
 BENCHMARKS = ROOT / "configs/benchmarks"
 QUICK = ROOT / "configs/quick/results"
+CLS = "classification"
 COLUMNS = [f"{task}/{m}" for task in ("bbox", "segm") for m in ("AP", "AP50", "APr", "APc", "APf")]
+CIFAR = ROOT / "configs/cifar10_lt_results"
+CIFAR_IMAGES, CIFAR_BATCH = 12406, 64
+CIFAR_METHODS = {
+    "ce": "cross-entropy",
+    "mixup": "cross-entropy, mixup",
+    "ldam_drw": "LDAM-DRW",
+    "balanced_softmax": "balanced softmax",
+    "softmax_eql": "Softmax-EQL",
+    "kps": "KPS with gradient adjustment",
+    "fbl": "FBL",
+    "gcl": "GCL, first stage",
+    "gcl_cben": "GCL + CBEN",
+    "mislas": "MiSLAS",
+}
 # What a row is called: the configuration whose runs it holds.
 RECIPES = {
     "softmax": "softmax cross-entropy",
@@ -61,6 +80,63 @@ def seeds_table():
     records = quick_records()
     labels = [f"{RECIPES[k]}, seed {r['run']['seed']}" for k, runs in records.items() for r in runs]
     return format_table([r for runs in records.values() for r in runs], COLUMNS, labels)
+
+
+def cifar_table():
+    """CIFAR-10-LT from the records of tools/run_cifar10_lt.py, beside what is published."""
+    runs = {name: cifar_records(name) for name in CIFAR_METHODS}
+    published = json.loads((CIFAR / "published.json").read_text())
+    head = ["method", "runs", "top-1", "- CE", "many", "medium", "best test epoch", "minutes"]
+    lines = [[*head, "published", "- CE"]]
+    base = np.mean([metric(r, f"{CLS}/top1") for r, _ in runs["ce"]])
+    for name, title in CIFAR_METHODS.items():
+        if not runs[name]:
+            continue
+        last, best = zip(*runs[name], strict=True)
+        top1 = [metric(r, f"{CLS}/top1") for r in last]
+        known = published.get(name, {}).get("top1")
+        gain = "-" if known is None else f"{known - published['ce']['top1']:+.1f}"
+        lines.append(
+            [
+                *(title, str(len(last)), mean_and_spread(top1), f"{np.mean(top1) - base:+.1f}"),
+                *(
+                    mean_and_spread([metric(r, f"{CLS}/{m}") for r in last])
+                    for m in ("many", "medium")
+                ),
+                mean_and_spread([metric(r, f"{CLS}/top1") for r in best]),
+                f"{np.mean([training_minutes(r, runs) for r in last]):.0f}",
+                *("-" if known is None else f"{known:.1f}", gain),
+            ]
+        )
+    first = runs["ce"][0][0]["run"]
+    epochs = round(first["iteration"] * CIFAR_BATCH / CIFAR_IMAGES)
+    return (
+        f"{epochs} epochs (published: {run_cifar10_lt.FULL_EPOCHS}), torch "
+        f"{first['versions']['torch']}:\n\n{markdown(lines)}"
+    )
+
+
+def cifar_records(name):
+    """[(last epoch, best test epoch)] of the seeds of a method."""
+    return [
+        (read_record(path), read_record(path.with_suffix(".best.json")))
+        for path in sorted(CIFAR.glob(f"{name}_seed?.json"))
+    ]
+
+
+def training_minutes(record, runs):
+    """Of a run and of the first stage that it went on from; evaluations are not counted."""
+    run = record["run"]
+    minutes = run["iteration"] * run["seconds_per_iteration"] / 60
+    name = Path(run["config"]).stem.removeprefix("cifar10_lt_")
+    if name not in run_cifar10_lt.FIRST_STAGES:
+        return minutes
+    first = next(
+        last
+        for last, _ in runs[run_cifar10_lt.FIRST_STAGES[name]]
+        if last["run"]["seed"] == run["seed"]
+    )
+    return minutes + training_minutes(first, runs)
 
 
 def losses_table():
@@ -132,6 +208,7 @@ TABLES = {
     "benchmark load-lvis": lambda: data_table(benchmark_loading, "load_lvis"),
     "benchmark load-images": images_table,
     "benchmark samplers": lambda: data_table(benchmark_samplers, "samplers"),
+    "cifar10_lt": cifar_table,
     "quick": quick_table,
     "quick seeds": seeds_table,
     "quick classes": lambda: per_class_table(quick_records()["eqlv2"]),

@@ -416,7 +416,9 @@ def format_rows(
     for label, runs in rows:
         start = [label, *[runs[0]["dataset"]] * several_sets]
         start += [*[selection(runs[0]) or "-"] * stated, *[str(len(runs))] * several_runs]
-        lines.append(start + [_cell([metric(r, c) for r in runs], digits) for c in columns])
+        lines.append(
+            start + [mean_and_spread([metric(r, c) for r in runs], digits) for c in columns]
+        )
     return markdown(lines, left=len(head) - several_runs)
 
 
@@ -451,7 +453,7 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
     values = {c: np.stack([class_values(r, c) for r in records]) for c in numbers_}
     lines = [[c.replace("_", " ") for c in about] + [_title(c) for c in numbers_]]
     for k in order:
-        cells = [_cell(values[c][:, k], digits) for c in numbers_]
+        cells = [mean_and_spread(values[c][:, k], digits) for c in numbers_]
         lines.append([str(first[c][k]) for c in about] + cells)
     return markdown(lines, left=sum(c in ("name", "group") for c in about))
 
@@ -521,7 +523,8 @@ def _title(column: str) -> str:
     return f"{_PART_WORDS.get(part, part)} {name}".strip()
 
 
-def _cell(values: Sequence[float], digits: int) -> str:
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± sample standard deviation (n - 1) of those that are not NaN; "-" if there is none."""
     valid = [v for v in values if not math.isnan(v)]
     if not valid:
         return "-"
