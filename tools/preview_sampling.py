@@ -8,8 +8,8 @@
         --rules sqrt balanced class_aware progressive:epochs=90,epoch=45,end_params.cap=10
 
 All numbers are expected values; nothing is drawn. Instance sampling, the data as they are, comes
-first; with --config-file the rule that it trains with comes next. Images without annotations are
-left out of annotation files, as in training. The target and its options are those of
+first; with --config-file the rule that it trains with comes next. Images without annotations, or
+without a labelled pixel, are left out, as in training. The target and its options are those of
 tools/class_counts.py. The JSON file has the fields of that tool's report that say what the data
 are, "num_images_left_out", and "rules": a list of what preview_rule of
 lt_det/data/sampling_preview.py returns.
@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 
 from lt_det.data.build import training_images
 from lt_det.data.class_report import class_report, frequency_order
-from lt_det.data.examine import JSON, annotated_only
+from lt_det.data.examine import IMAGE_LIST, annotated_only
 from lt_det.data.rules import SAMPLING_RULES
 from lt_det.data.sampling_preview import (
     configured_rule,
@@ -64,7 +64,7 @@ def open_as_trained(args, cfg):
     """The data without images that training leaves out, and how many these are."""
     found = open_input(args, cfg)
     keep = args.keep_empty or (cfg is not None and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    if keep or found.kind != JSON:
+    if keep or found.kind == IMAGE_LIST:  # where every image has a class
         return found, 0
     return annotated_only(found), found.counts.empty_images
 

@@ -1,7 +1,8 @@
 """Records, class counts, samplers and loaders.
 
-Importing this package registers ``lt_synthetic_train`` and ``lt_synthetic_val`` and the usual sets
-of image classification; nothing is generated or read until one of them is used.
+Importing this package registers the generated sets (``lt_synthetic_train``, ``_val`` and those for
+image classification and semantic segmentation) and the usual sets of image classification; nothing
+is generated or read until one of them is used.
 """
 
 from lt_det.data.class_counts import (
@@ -21,9 +22,11 @@ from lt_det.data.datasets import (
 )
 from lt_det.data.datasets.image_sets import register_known_image_sets
 from lt_det.data.datasets.synthetic_images import register_synthetic_images
+from lt_det.data.datasets.synthetic_sem_seg import register_synthetic_sem_seg
 
 register_synthetic()
 register_synthetic_images()
+register_synthetic_sem_seg()
 register_known_image_sets()
 
 __all__ = [

@@ -22,6 +22,7 @@ from lt_det.data.class_sets import (
 from lt_det.data.datasets import get_records
 from lt_det.data.datasets.file_cache import default_cache_dir
 from lt_det.data.datasets.image_sets import find_image_set, image_records
+from lt_det.data.datasets.sem_seg_sets import find_sem_seg_set, sem_seg_records
 from lt_det.data.epochs import EpochOrder
 from lt_det.data.image_cache import CachedImageDataset, load_image_cache
 from lt_det.data.image_mapper import ImageLabelMapper
@@ -37,6 +38,12 @@ from lt_det.data.samplers import (
     SampleKey,
     aspect_ratio_groups,
 )
+from lt_det.data.sem_seg_counts import (
+    check_group_by,
+    check_sem_seg_classes,
+    sem_seg_training_data,
+)
+from lt_det.data.sem_seg_mapper import LongTailSemSegMapper
 from lt_det.errors import ConfigError, DataError
 from lt_det.registry import unknown_name
 
@@ -219,6 +226,8 @@ def build_train_loader(cfg, *, mapper: Callable | None = None) -> TrainLoader:
     """
     if any(map(find_image_set, cfg.DATASETS.TRAIN)):
         return _build_image_train_loader(cfg)
+    if any(map(find_sem_seg_set, cfg.DATASETS.TRAIN)):
+        return _build_sem_seg_train_loader(cfg, mapper)
     records = as_records(training_records(cfg))
     if cfg.MODEL.LT.FEDERATED.MODE == "annotated" and not records.has_image_lists():
         logger.warning(
@@ -275,6 +284,32 @@ def _build_image_train_loader(cfg) -> TrainLoader:
     return train_loader(cfg, dataset, records.class_sets(num_classes))
 
 
+def _build_sem_seg_train_loader(cfg, mapper: Callable | None = None) -> TrainLoader:
+    """The training loader of semantic segmentation."""
+    names = cfg.DATASETS.TRAIN
+    for name in names:
+        if find_sem_seg_set(name) is None:
+            raise ConfigError(
+                f"DATASETS.TRAIN {', '.join(names)}: {name!r} is no set of semantic segmentation, "
+                "but others are"
+            )
+    records, sets = sem_seg_training_data(
+        names,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        drop_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        cache_dir=cfg.DATASETS.LT.CACHE_DIR,
+    )
+    if not len(records):
+        raise DataError(f"no image with a labelled pixel in DATASETS.TRAIN {', '.join(names)}")
+    dataset = SeededDataset(
+        records,
+        mapper or LongTailSemSegMapper(cfg, is_train=True),
+        bad_image=cfg.DATALOADER.LT.BAD_IMAGE,
+        rank=comm.get_rank(),
+    )
+    return train_loader(cfg, dataset, sets)
+
+
 def image_dataset(cfg, records: ImageListRecords, *, is_train: bool) -> Dataset:
     """Samples of image classification, from memory under ``AUGMENT`` "cifar"."""
     node = cfg.DATALOADER.LT.IMAGE
@@ -315,6 +350,13 @@ def build_test_loader(cfg, dataset_name: str):
             sampler=InferenceSampler(len(records)),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=list,
+        )
+    if find_sem_seg_set(dataset_name):
+        check_sem_seg_classes([dataset_name], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        return build_detection_test_loader(
+            dataset=sem_seg_records(dataset_name),
+            mapper=LongTailSemSegMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
     return build_detection_test_loader(
         dataset=get_records(dataset_name),
@@ -384,7 +426,8 @@ def describe_order(cfg) -> str:
     words = [name, *(f"{key} {_in_words(resolved[key])}" for key in sorted(resolved)), form]
     if name == "progressive" and not resolved["epochs"]:
         words.append(f"over {training_images(cfg)} images")
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    if grouped and not any(map(find_sem_seg_set, cfg.DATASETS.TRAIN)):
         words.append("grouped by aspect ratio")
     return ", ".join(words)
 
@@ -420,6 +463,9 @@ def check_loading(cfg) -> None:
                 raise ConfigError(
                     f"DATALOADER.LT.IMAGE.{key} is {node[key]}; it is at least {least}"
                 )
+    elif any(find_sem_seg_set(name) for name in cfg.DATASETS.TRAIN):
+        LongTailSemSegMapper(cfg, is_train=True)
+        check_group_by(cfg.DATASETS.LT.SEM_SEG.GROUP_BY)
 
 
 def check_bad_image(value: str) -> None:

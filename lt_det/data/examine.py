@@ -35,6 +35,8 @@ from lt_det.data.datasets.image_list import read_image_list
 from lt_det.data.datasets.image_sets import check_list_file, find_image_set, prepare_image_set
 from lt_det.data.datasets.label_maps import LabelMaps, count_label_maps, read_label_maps
 from lt_det.data.datasets.lvis_format import check_format
+from lt_det.data.datasets.sem_seg_sets import find_sem_seg_set
+from lt_det.data.sem_seg_counts import sem_seg_label_maps
 from lt_det.errors import ConfigError, DataError, MissingFileError
 from lt_det.evaluation.groups import groups_from_counts
 
@@ -168,6 +170,8 @@ def _kind_of(target: str) -> tuple[str, bool]:
     """Kind of the target and whether it is a registered name."""
     if find_image_set(target):
         return IMAGE_LIST, True
+    if find_sem_seg_set(target):
+        return LABEL_MAPS, True
     if target in DatasetCatalog:
         meta = MetadataCatalog.get(target)
         things = meta.get("thing_classes") or meta.get("json_file")
@@ -248,7 +252,12 @@ def _label_maps(folder: str, names: list[str] | None, zero: bool, cache_dir: str
 
 
 def _registered_label_maps(name: str, cache_dir: str) -> Examined:
-    """A set of Detectron2's for semantic segmentation: 255 is ignored, k is class k."""
+    """A set of semantic segmentation, or one of Detectron2's with label maps of another kind.
+
+    In the latter 255 is ignored and k is class k.
+    """
+    if find_sem_seg_set(name):
+        return _examined_maps(sem_seg_label_maps(name, cache_dir=cache_dir), name)
     files = [record["sem_seg_file_name"] for record in load_own(name)]
     names = MetadataCatalog.get(name).stuff_classes
     return _examined_maps(count_label_maps(files, name, names, cache_dir=cache_dir), name)

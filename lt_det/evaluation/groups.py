@@ -48,6 +48,32 @@ def groups_from_counts(
     return [GROUPS[int(n > low) + int(n > high)] for n in counts.tolist()]
 
 
+def groups_by_rank(amounts: Sequence[float]) -> list[str]:
+    """The group of each class by its rank: three groups of as equal a size as there can be.
+
+    Where the number of classes is no multiple of three, "f" and then "c" get one class more.
+
+    Args:
+        amounts: (C,) numbers >= 0, such as training pixels or training images.
+
+    Returns:
+        C letters: "f" for the classes with the largest amounts (head), "c" (common) and "r"
+        (tail) for the others. Of equal amounts the lower class id is the more frequent one.
+
+    Raises:
+        ValueError: `amounts` is not one row of numbers >= 0.
+    """
+    amounts = np.asarray(amounts)
+    if amounts.ndim != 1 or not (amounts >= 0).all():
+        raise ValueError(f"amounts must be one row of numbers >= 0, got {amounts}")
+    # numpy gives the remainder to the first parts.
+    thirds = np.array_split(np.argsort(-amounts, kind="stable"), 3)
+    groups = np.empty(len(amounts), dtype=object)
+    for letter, classes in zip(reversed(GROUPS), thirds, strict=True):
+        groups[classes] = letter
+    return groups.tolist()
+
+
 def group_means(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
     """Mean of `values` in each group.
 

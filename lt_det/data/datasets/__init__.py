@@ -1,4 +1,4 @@
-"""Data sets: LVIS and COCO JSON files, own ones from YAML, and a generated one."""
+"""Data sets: annotation files, list files, label maps; own ones from YAML, and generated ones."""
 
 from lt_det.data.datasets.catalog import (
     DatasetInfo,

@@ -1,8 +1,6 @@
 """Label maps of semantic segmentation: which classes each one holds and how many pixels of each.
 
-A label map is a PNG with one byte per pixel. By default value k is class k and 255 is ignored,
-as in Detectron2. With `zero_is_unlabelled`, value 0 is ignored as well and value k is class
-k - 1, as in ADE20K as it is downloaded.
+What the values of a label map mean is said in `label_png`.
 """
 
 from __future__ import annotations
@@ -21,14 +19,13 @@ import numpy as np
 
 from lt_det.data.class_sets import ClassSets, class_sets_from_pairs
 from lt_det.data.datasets.file_cache import cache_path
-from lt_det.data.datasets.label_png import read_label_png
+from lt_det.data.datasets.label_png import IGNORED, beyond_classes, read_label_png
 from lt_det.data.datasets.parallel import default_workers
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.results import atomic_file
 
 logger = logging.getLogger(__name__)
 
-IGNORED = 255
 NUM_VALUES = 256
 # Raise it when the rules for what counts change: older caches are then rebuilt.
 CACHE_VERSION = 1
@@ -72,7 +69,7 @@ def read_label_maps(
     Args:
         folder: searched with its subfolders for ``*.png``.
         class_names: (C,); None: "class 0", "class 1", ... up to the largest value in the maps.
-        zero_is_unlabelled: see the module.
+        zero_is_unlabelled: see `label_png`.
         cache_dir: where the counts of the values are kept, with a fingerprint of the names,
             sizes and times of the files; None keeps none.
 
@@ -149,20 +146,8 @@ def _to_classes(
         class_names = [f"class {k}" for k in range(classes.max() + 1)]
     beyond = np.flatnonzero(classes >= len(class_names))
     if len(beyond):
-        hint = (
-            ""
-            if zero_is_unlabelled
-            else (
-                "; if 0 means unlabelled and 1 is the first class, set zero_is_unlabelled "
-                "(--zero-is-unlabelled)"
-            )
-        )
-        raise DataError(
-            f"{files[images[beyond[0]]]}: value {classes[beyond[0]] + first} is beyond the class "
-            f"list of {len(class_names)} classes, which are the values {first}.."
-            f"{len(class_names) - 1 + first} ({IGNORED} is ignored). "
-            f"Give the class list that the maps were made with{hint}."
-        )
+        message = beyond_classes(classes[beyond[0]] + first, len(class_names), zero_is_unlabelled)
+        raise DataError(f"{files[images[beyond[0]]]}: {message}")
     sets = class_sets_from_pairs(images, classes, len(files), len(class_names))
     return LabelMaps(sets, pixels[labelled], tuple(class_names), tuple(files))
 
