@@ -2,6 +2,7 @@
 
 from lt_det.modeling.cifar_resnet import CIFARResNet
 from lt_det.modeling.classifier import CosineClassifier, build_classifier
+from lt_det.modeling.fcn_head import FCNHead
 from lt_det.modeling.image_classifier import LongTailClassifier
 from lt_det.modeling.roi_heads import (
     LongTailCascadeROIHeads,
@@ -9,14 +10,22 @@ from lt_det.modeling.roi_heads import (
     LongTailRes5ROIHeads,
     LongTailROIHeads,
 )
+from lt_det.modeling.segmentor import LongTailSegmentor
+from lt_det.modeling.sem_seg import LongTailDeepLabV3PlusHead, LongTailSemSegFPNHead
+from lt_det.modeling.upernet_head import UPerNetHead
 
 __all__ = [
     "CIFARResNet",
     "CosineClassifier",
+    "FCNHead",
     "LongTailCascadeROIHeads",
     "LongTailClassifier",
+    "LongTailDeepLabV3PlusHead",
     "LongTailOutputLayers",
     "LongTailRes5ROIHeads",
     "LongTailROIHeads",
+    "LongTailSegmentor",
+    "LongTailSemSegFPNHead",
+    "UPerNetHead",
     "build_classifier",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -14,13 +16,24 @@ from lt_det.modeling.classifier import build_classifier
 FEDERATED_MODES = ("annotated", "sampled")
 
 
-def loss_from_config(cfg, *, num_classes: int, has_background: bool) -> LongTailLoss:
-    """The loss of ``MODEL.LT.LOSS`` with the counts of ``MODEL.LT.CLASS_COUNTS``.
+def loss_from_config(
+    cfg, *, num_classes: int, has_background: bool, class_counts: Sequence[float] | None = None
+) -> LongTailLoss:
+    """The loss of ``MODEL.LT.LOSS``.
+
+    Args:
+        cfg: the configuration.
+        num_classes: C.
+        has_background: whether a target may be C.
+        class_counts: (C,) training examples of each class, empty = unknown; None = those of
+            ``MODEL.LT.CLASS_COUNTS``.
 
     Raises:
         ConfigError: whatever :func:`~lt_det.losses.build_loss` finds wrong.
     """
     node = cfg.MODEL.LT.LOSS
+    if class_counts is None:
+        class_counts = cfg.MODEL.LT.CLASS_COUNTS
     params = dict(node.PARAMS)
     try:
         if "seed" in loss_parameters(node.NAME) and cfg.SEED >= 0:
@@ -29,7 +42,7 @@ def loss_from_config(cfg, *, num_classes: int, has_background: bool) -> LongTail
             node.NAME,
             num_classes=num_classes,
             has_background=has_background,
-            class_counts=list(cfg.MODEL.LT.CLASS_COUNTS) or None,
+            class_counts=list(class_counts) or None,
             **params,
         )
     except (TypeError, ValueError) as error:
