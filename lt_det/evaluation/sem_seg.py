@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -130,7 +131,7 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         self._save = save
         self._output_dir = output_dir
         self._distributed = distributed
-        self._part = None
+        self._part, self._part_path = None, None
         self.record = None
         self.reset()
 
@@ -142,8 +143,9 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         self._images_of_class = np.zeros(num_classes, dtype=np.int64)
         # What must differ between images -> file of the image.
         self._images: dict[str, str] = {}
-        self._close_part()
-        self._part_path = None
+        unfinished = self._finished_part()
+        if unfinished:
+            os.remove(unfinished)
 
     def process(self, inputs, outputs):
         """Count the pixels of a batch, and write its predictions if asked to.
@@ -180,9 +182,8 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
             DataError: no image was processed, or one by two ranks.
         """
         self.record = None
-        self._close_part()
         own = (self._images, self._matrix, self._boundary_areas, self._images_of_class)
-        gathered = [(*own, self._part_path)]
+        gathered = [(*own, self._finished_part())]
         if self._distributed:
             comm.synchronize()
             gathered = comm.gather(gathered[0], dst=0)
@@ -250,15 +251,19 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         """The file that this rank writes to until all are joined."""
         if self._part is None:
             os.makedirs(self._output_dir, exist_ok=True)
-            name = f"{PREDICTIONS_FILE}.part{comm.get_rank()}"
+            # A new name each time: rank 0 may still be reading the last one.
+            name = f"{PREDICTIONS_FILE}.{uuid.uuid4().hex}.part"
             self._part_path = os.path.join(self._output_dir, name)
             self._part = open(self._part_path, "w", encoding="utf-8")  # noqa: SIM115
         return self._part
 
-    def _close_part(self) -> None:
-        if self._part is not None:
+    def _finished_part(self) -> str | None:
+        """Close the file of this rank and leave it to the caller; None: there is none."""
+        path = self._part_path
+        if path:
             self._part.close()
-            self._part = None
+        self._part, self._part_path = None, None
+        return path
 
     def _metrics(self, whole: Areas, boundary: Areas) -> dict[str, float]:
         groups = {f"{m}_{s}": float("nan") for m in ("mIoU", "mACC") for s in SIZES}
