@@ -20,12 +20,14 @@ from lt_det.evaluation.results import (
 _LAZY = {
     "LongTailClassificationEvaluator": "classification",
     "LongTailLVISEvaluator": "lvis",
+    "LongTailSemSegEvaluator": "sem_seg",
 }
 
 __all__ = [
     "GROUPS",
     "LongTailClassificationEvaluator",
     "LongTailLVISEvaluator",
+    "LongTailSemSegEvaluator",
     "add_run_info",
     "format_table",
     "group_means",

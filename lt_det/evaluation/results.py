@@ -8,8 +8,8 @@ Reports, tables and comparisons read records and nothing else. A record is a dic
     protocol        {...} how it was measured, e.g. {"rules": "lvis", "max_detections": 300}
     metrics         {part: {metric: number}}, e.g. {"bbox": {"AP": 21.3}}; AP in percent
     per_class       {column: (C,) list}: "name", and if known "group" ("r", "c", "f"),
-                    "train_images", "train_instances", "test_images", and results as
-                    "<part>/<metric>"
+                    "train_images", "train_instances", "train_pixels", "test_images",
+                    "test_pixels", and results as "<part>/<metric>"
     group_sizes     {"r": classes, "c": classes, "f": classes}
     run             {"iteration", "seed", "config", "weights", "versions", "counts_fingerprint",
                     "selection", "loss", "seconds_per_iteration"}; {} until `add_run_info`
@@ -54,15 +54,26 @@ _FIELDS = {
 LAST = "last"
 _BEST = "best on "
 # Words for the parts and metrics in column titles.
-_PART_WORDS = {"bbox": "box", "segm": "mask", "classification": ""}
+_PART_WORDS = {"bbox": "box", "segm": "mask", "classification": "", "sem_seg": ""}
 _METRIC_WORDS = {
     "classification/top1": "top-1",
     "classification/top5": "top-5",
     "classification/mean_class": "class mean",
     "classification/ece": "ECE",
+    "sem_seg/mIoU_head": "head",
+    "sem_seg/mIoU_common": "common",
+    "sem_seg/mIoU_tail": "tail",
+    "sem_seg/boundary_mIoU": "boundary mIoU",
+    "sem_seg/boundary_IoU": "boundary IoU",
+    "sem_seg/mACC_head": "mACC head",
+    "sem_seg/mACC_common": "mACC common",
+    "sem_seg/mACC_tail": "mACC tail",
 }
 # Words for the groups in tables of classes, by task; elsewhere the letters stand.
-_GROUP_WORDS = {"classification": {"r": "few", "c": "medium", "f": "many"}}
+_GROUP_WORDS = {
+    "classification": {"r": "few", "c": "medium", "f": "many"},
+    "sem_seg": {"r": "tail", "c": "common", "f": "head"},
+}
 INSTANCE_COLUMNS = tuple(
     f"{part}/{metric}"
     for part in ("bbox", "segm")
@@ -71,6 +82,13 @@ INSTANCE_COLUMNS = tuple(
 CLASSIFICATION_COLUMNS = tuple(
     f"classification/{metric}"
     for metric in ("top1", "top5", "many", "medium", "few", "mean_class", "ece")
+)
+SEM_SEG_COLUMNS = tuple(
+    f"sem_seg/{metric}"
+    for metric in (
+        *("mIoU", "mIoU_head", "mIoU_common", "mIoU_tail"),
+        *("mACC", "pACC", "fwIoU", "boundary_mIoU"),
+    )
 )
 
 
@@ -388,7 +406,7 @@ def format_rows(
     Args:
         rows: (label, records). Several records give the mean ± the sample standard deviation
             (n - 1) over those that have the metric.
-        columns: "<part>/<metric>". None: those of `INSTANCE_COLUMNS` and
+        columns: "<part>/<metric>". None: those of `INSTANCE_COLUMNS`, `SEM_SEG_COLUMNS` and
             `CLASSIFICATION_COLUMNS` that a record has or, if none has any, all metrics of the
             records.
         digits: after the decimal point.
@@ -443,11 +461,13 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
     if "group" in first:
         words = _GROUP_WORDS.get(records[0]["task"], {})
         first = {**first, "group": [words.get(g, g) for g in first["group"]]}
-    about = ("name", "group", "train_images", "train_instances", "test_images")
+    about = ("name", "group", *(f"train_{unit}" for unit in ("images", "instances", "pixels")))
+    about += ("test_images", "test_pixels")
     about = [c for c in about if c in first]
     numbers_ = [c for c in first if "/" in c]
     order = range(len(first["name"]))
-    for unit in ("train_instances", "train_images"):  # a stable sort: images decide
+    # A stable sort: the last unit that is there decides.
+    for unit in ("train_instances", "train_images", "train_pixels"):
         if unit in first:
             order = sorted(order, key=lambda k, unit=unit: -(first[unit][k] or 0))
     values = {c: np.stack([class_values(r, c) for r in records]) for c in numbers_}
@@ -493,7 +513,7 @@ def _default_columns(records: Sequence[Mapping]) -> list[str]:
             f"{part}/{name}" for r in records for part, m in r["metrics"].items() for name in m
         )
     )
-    usual = INSTANCE_COLUMNS + CLASSIFICATION_COLUMNS
+    usual = INSTANCE_COLUMNS + SEM_SEG_COLUMNS + CLASSIFICATION_COLUMNS
     return [c for c in usual if c in present] or present
 
 

@@ -1,0 +1,131 @@
+"""Files that an evaluation of semantic segmentation leaves if asked to.
+
+``predictions/<name of the image>.png``: 8-bit maps of class ids.
+
+``sem_seg_predictions.json``: a list, as Detectron2 writes it, with an entry for each class of
+each image: {"file_name", "category_id", "segmentation": run lengths in COCO's coding}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from lt_det.errors import MissingFileError
+from lt_det.evaluation.results import atomic_file
+from lt_det.evaluation.sem_seg_metrics import runs
+
+PREDICTIONS_FILE = "sem_seg_predictions.json"
+PREDICTIONS_FOLDER = "predictions"
+
+
+def write_label_png(path: str | os.PathLike, labels: np.ndarray) -> None:
+    """Write an (H, W) uint8 map, all or nothing."""
+    with atomic_file(path, binary=True) as f:
+        Image.fromarray(labels).save(f, format="PNG")
+
+
+def class_rles(labels: np.ndarray) -> dict[int, str]:
+    """The mask of each class of a map, in COCO's coding of run lengths.
+
+    The strings of ``pycocotools.mask.encode``, which codes one mask at a time: here one pass
+    over the runs of the map, column by column, gives those of all classes.
+
+    Args:
+        labels: (H, W) ints, at least one.
+
+    Returns:
+        {class id: text}, ascending.
+    """
+    pixels = labels.ravel(order="F")
+    first, length = runs(pixels)
+    order = np.argsort(pixels[first], kind="stable")
+    classes, first, length = pixels[first][order], first[order], length[order]
+    last_of_class = np.append(classes[1:] != classes[:-1], True)
+    # Where each mask changes: starts and ends of its runs, and the end of the map.
+    edges = np.stack([first, first + length, np.full_like(first, pixels.size)], axis=1)
+    wanted = np.ones(edges.shape, dtype=bool)
+    wanted[:, 2] = last_of_class & (edges[:, 1] < pixels.size)
+    of = np.repeat(classes, wanted.sum(axis=1))
+    edges = edges[wanted]
+    texts = _coded(edges, of)
+    return dict(zip(classes[last_of_class].tolist(), texts, strict=True))
+
+
+def _coded(edges: np.ndarray, of: np.ndarray) -> list[str]:
+    """The text of each class from the (E,) `edges` of its mask, which are sorted by class `of`."""
+    starts, sizes = runs(of)
+    place = np.arange(len(of)) - np.repeat(starts, sizes)
+    counts = np.diff(edges, prepend=0)
+    counts[starts] = edges[starts]
+    # From the fourth on a count is coded as its difference to the last but one.
+    values = counts.copy()
+    values[2:] -= np.where(place[2:] > 2, counts[:-2], 0)
+    characters, lengths = _base_32(values)
+    text = characters.tobytes().decode("ascii")
+    ends = np.add.reduceat(lengths, starts).cumsum().tolist()
+    return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _base_32(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Signed numbers in groups of 5 bits, lowest first: all uint8 characters, number of each.
+
+    Bit 5 says that a group of the number follows, and 48 ("0") is added. The last group is the
+    first whose highest bit is the sign of the number.
+    """
+    magnitude = np.where(values < 0, ~values, values)
+    sizes = np.ones(len(values), dtype=np.int64)
+    groups = 1
+    while (longer := magnitude >= 1 << (5 * groups - 1)).any():
+        sizes += longer
+        groups += 1
+    at = np.arange(groups)
+    characters = (values[:, None] >> (5 * at)) & 31
+    characters |= np.where(at < sizes[:, None] - 1, 32, 0)
+    return (characters + 48).astype(np.uint8)[at < sizes[:, None]], sizes
+
+
+def json_lines(file_name: str, labels: np.ndarray) -> str:
+    """The entries of one image, one per line."""
+    size = list(labels.shape)
+    entries = (
+        {
+            "file_name": file_name,
+            "category_id": k,
+            "segmentation": {"size": size, "counts": text},
+        }
+        for k, text in class_rles(labels).items()
+    )
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def join_parts(path: str | os.PathLike, parts: Iterable[str]) -> None:
+    """Write the lines of `parts` as one JSON list, all or nothing, and remove the parts.
+
+    Raises:
+        MissingFileError: a part is not there; another machine wrote it to a disk of its own.
+    """
+    parts = list(parts)
+    for part in parts:
+        if not os.path.isfile(part):
+            raise MissingFileError(
+                f"no file {part}: OUTPUT_DIR must be a folder that all machines share to keep "
+                "predictions of several, or TEST.LT.SEM_SEG.SAVE be ''"
+            )
+    with atomic_file(path) as f:
+        f.write("[")
+        separator = "\n"
+        for part in parts:
+            with open(part, encoding="utf-8") as lines:
+                for line in lines:
+                    f.write(separator + line.rstrip("\n"))
+                    separator = ",\n"
+        f.write("\n]\n")
+    for part in parts:
+        with contextlib.suppress(OSError):
+            os.remove(part)
