@@ -42,7 +42,8 @@ class Statistics:
 
     Attributes:
         names, groups: (C,).
-        counts: (C,) training instances.
+        counts: (C,) training examples.
+        unit: what `counts` are, "instances" or "pixels".
         losses: name ("" or "stage0", ...) -> ((T,) iterations, (T, C) positive sums,
             (T, C) negative sums).
     """
@@ -50,6 +51,7 @@ class Statistics:
     names: list[str]
     groups: list[str]
     counts: np.ndarray
+    unit: str
     losses: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -91,7 +93,7 @@ def read_statistics(path: Path) -> Statistics:
     if not rows:
         raise DataError(f"{path} holds no statistics yet: the run ended before its first iteration")
     losses = {name: tuple(map(np.array, zip(*r, strict=True))) for name, r in rows.items()}
-    return Statistics(names, groups, counts, losses)
+    return Statistics(names, groups, counts, header.get("unit", "instances"), losses)
 
 
 def _parse_lines(path: Path) -> list:
@@ -201,7 +203,7 @@ def plot_classes(ax, statistics: Statistics, loss: str) -> None:
         ax.plot(x, line, color=str(shade), lw=1.2, label=label, zorder=2)
     ax.scatter(x, drawable(ratio[-1]), c=colors, s=34 if named else 7, lw=0, zorder=3)
     _mark_zeros(ax, np.flatnonzero(ratio[-1] == 0), colors)
-    _plot_counts(ax, x, statistics.counts[order], colors, 0.8 if named else 1)
+    _plot_counts(ax, x, statistics, order, colors, 0.8 if named else 1)
     ax.set(xlim=(-0.8, len(order) - 0.2), ylabel="positive / negative gradient")
     if named:
         names = [statistics.names[k] for k in order]
@@ -245,11 +247,12 @@ def _mark_zeros(ax, places: np.ndarray, colors: list[str]) -> None:
         ax.scatter([], [], color="0.4", marker="v", s=26, lw=0, label="0 so far")
 
 
-def _plot_counts(ax, x, counts, colors, width: float) -> None:
-    twin = ax.twinx()
+def _plot_counts(ax, x, statistics, order, colors, width: float) -> None:
+    counts, twin = statistics.counts[order], ax.twinx()
     twin.bar(x, counts, width=width, color=colors, alpha=0.16, lw=0)
     # From below 1, so that one instance has a bar; the room above keeps bars under most points.
-    twin.set(yscale="log", ylim=(0.5, max(10, counts.max()) ** 1.5), ylabel="training instances")
+    twin.set(yscale="log", ylim=(0.5, max(10, counts.max()) ** 1.5))
+    twin.set_ylabel(f"training {statistics.unit}")
     decades = range(len(str(counts.max())))
     twin.set_yticks([10**k for k in decades], [f"{10**k:,}" for k in decades], fontsize=8)
     twin.minorticks_off()

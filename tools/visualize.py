@@ -9,14 +9,15 @@ ones only. In each part those images come first that show classes not shown yet 
 few enough objects to read. The choice depends on the data set, --num and --seed alone: two runs
 are drawn on the same images.
 
+Of semantic segmentation the image, the ground truth, the prediction and a legend are drawn. Such
+predictions are kept by an evaluation with TEST.LT.SEM_SEG.SAVE png; --score and --top are for
+detectors.
+
 A label is "class [group] score", in bold for rare classes. Labels never cover each other: one
 that finds no free place at its box is left out. Rare classes and high scores get theirs first.
 """
 
 import argparse
-import colorsys
-import math
-import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,28 +30,33 @@ from detectron2.structures import BoxMode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from pictures import (
+    DPI,
+    FONT,
+    HEADER,
+    MARGIN,
+    choose_images,
+    class_color,
+    contact_sheet,
+    fit_text,
+    groups_of_run,
+    text_color,
+)
 from PIL import Image
+from visualize_sem_seg import visualize_sem_seg
 
 from lt_det.data import dataset_info, get_records, register_from_config
+from lt_det.data.datasets.sem_seg_sets import find_sem_seg_set
 from lt_det.engine.config import load_config
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, drop_non_finite, load_predictions
-from lt_det.evaluation.results import read_record
 
-DPI = 100
 # Longest side of an image, in pixels: on a picture of its own and on the overview.
 PANEL, OVERVIEW_PANEL = 640, 420
-MARGIN, HEADER = 12, 46
-GUTTER = 36  # between the columns of the overview
 # Narrower than this part of the longest side, a panel has no room for its title. On the overview
 # all panels are equally wide, so that they stand in columns.
 MIN_WIDTH, OVERVIEW_MIN_WIDTH = 0.6, 1.0
-# Labels of more objects than this leave little to see of a 640 pixel panel.
-CROWDED = 12
-FONT = 8.5  # points; 12 pixels
-# Degrees of the colour circle that look about equally far apart: it has much green and violet.
-HUES = (0, 28, 50, 85, 140, 178, 205, 232, 275, 310, 338, 360)
 
 
 @dataclass(frozen=True)
@@ -83,54 +89,6 @@ class Sample:
 
 
 # ---- what to draw ----------------------------------------------------------------------------
-
-
-def rarest_group(record: dict, groups: list[str] | None) -> str | None:
-    """Group of the rarest class in an image; None if it is empty or there are no groups."""
-    found = {groups[a["category_id"]] for a in record["annotations"]} if groups else ()
-    return next((g for g in GROUPS if g in found), None)
-
-
-def choose_images(records: list[dict], groups: list[str] | None, num: int, seed: int = 0) -> list:
-    """The records to draw, those with rare classes first; see the text at the top.
-
-    Args:
-        records: dataset dicts with contiguous class ids.
-        groups: (C,) 'r', 'c' or 'f'; None: all classes are alike.
-        num: how many; all records if there are fewer.
-        seed: another one prefers other images.
-    """
-    order = sorted(records, key=lambda record: record["image_id"])
-    random.Random(seed).shuffle(order)
-    pools = {group: [] for group in (*GROUPS, None)}
-    for record in order:
-        pools[rarest_group(record, groups)].append(record)
-    rare = math.ceil(num / 2)
-    common = math.ceil((num - rare) / 2)
-    wanted = {"r": rare, "c": common, "f": num - rare - common, None: 0}
-    shares = {g: min(wanted[g], len(pools[g])) for g in pools}
-    for g, pool in pools.items():  # a group without enough images leaves room to the others
-        shares[g] += min(num - sum(shares.values()), len(pool) - shares[g])
-    return [record for g, pool in pools.items() for record in _take(pool, groups, g, shares[g])]
-
-
-def _take(pool: list[dict], groups, group, num: int) -> list[dict]:
-    """Remove `num` records from `pool`, each time one with most unseen classes of `group`."""
-    taken, seen = [], set()
-    while len(taken) < num:
-        fresh = [_classes(record, groups, group) - seen for record in pool]
-        best = max(
-            range(len(pool)), key=lambda i: (len(pool[i]["annotations"]) <= CROWDED, len(fresh[i]))
-        )
-        seen |= fresh[best]
-        taken.append(pool.pop(best))
-    return taken
-
-
-def _classes(record: dict, groups, group) -> set[int]:
-    """The classes in an image that are of `group`; all of them if there are no groups."""
-    found = {a["category_id"] for a in record["annotations"]}
-    return {k for k in found if groups[k] == group} if groups else found
 
 
 def decode_mask(segmentation, height: int, width: int) -> np.ndarray:
@@ -202,18 +160,6 @@ def predictions_note(shown: int, above: int, highest: float | None) -> str:
 
 
 # ---- drawing ---------------------------------------------------------------------------------
-
-
-def class_color(class_id: int) -> tuple[float, float, float]:
-    """RGB in [0, 1]; the same class has the same colour in every picture."""
-    turn = class_id * 0.6180339887 % 1  # golden ratio: classes that follow each other differ
-    hue = np.interp(turn, np.linspace(0, 1, len(HUES)), HUES) / 360
-    return colorsys.hsv_to_rgb(hue, 0.85, (1.0, 0.75)[class_id // 5 % 2])
-
-
-def text_color(background: tuple[float, float, float]) -> str:
-    """Black or white, whichever reads better (luma weights of ITU-R BT.601)."""
-    return "black" if np.dot(background, (0.299, 0.587, 0.114)) > 0.55 else "white"
 
 
 def label_text(item: Item, names: list[str], groups: list[str] | None) -> str:
@@ -337,7 +283,7 @@ def draw_sample(
             (26, note, {"fontsize": FONT, "color": "0.35"}),
         ):
             at = left / total_width, 1 - y / total_height
-            _fit(figure.text(*at, text, va="top", **style), cell)
+            fit_text(figure.text(*at, text, va="top", **style), cell)
         ax = figure.add_axes(
             (
                 left / total_width,
@@ -358,32 +304,6 @@ def draw_sample(
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _fit(text, width: float) -> None:
-    """Shorten a text until it is at most `width` pixels wide."""
-    full = text.get_text()
-    for length in range(len(full) - 1, 0, -1):
-        if text.get_window_extent().width <= width:
-            return
-        text.set_text(full[:length] + "…")
-
-
-def contact_sheet(pictures: list[np.ndarray], columns: int = 2) -> np.ndarray:
-    """All pictures on one white page, row by row."""
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    column_width = max(p.shape[1] for p in pictures)
-    heights = [max(p.shape[0] for p in row) for row in rows]
-    used = min(columns, len(pictures))
-    width = used * (column_width + GUTTER) - GUTTER
-    sheet = np.full((sum(heights), width, 3), 255, dtype=np.uint8)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for i, picture in enumerate(row):
-            left = i * (column_width + GUTTER)
-            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-        top += height
-    return sheet
-
-
 # ---- a run -----------------------------------------------------------------------------------
 
 
@@ -400,14 +320,6 @@ def predictions_of_run(run: Path, dataset: str) -> dict[object, list[dict]]:
     for p in sorted(drop_non_finite(load_predictions(str(path)))[0], key=lambda p: -p["score"]):
         by_image.setdefault(p["image_id"], []).append(p)
     return by_image
-
-
-def class_groups(run: Path, info) -> list[str] | None:
-    """Groups as the annotation file, or else the result record of the run, has them."""
-    record = run / "results" / f"{info.name}.json"
-    if info.frequency is None and record.is_file():
-        return read_record(record)["per_class"].get("group")
-    return info.frequency
 
 
 def make_sample(record: dict, predictions: list[dict], info, score: float, top: int) -> Sample:
@@ -452,10 +364,12 @@ def visualize(run: Path, dataset, num, score, top, seed, output: Path | None) ->
     if not dataset and not cfg.DATASETS.TEST:
         raise ConfigError(f"DATASETS.TEST of {run / 'config.yaml'} is empty; name a --dataset")
     dataset = dataset or cfg.DATASETS.TEST[0]
+    output = output or run / "pictures"
+    if find_sem_seg_set(dataset):
+        return visualize_sem_seg(run, dataset, num, seed, output)
     info = dataset_info(dataset)
     predictions = predictions_of_run(run, dataset)
-    groups = class_groups(run, info)
-    output = output or run / "pictures"
+    groups = info.frequency or groups_of_run(run, dataset)
     output.mkdir(parents=True, exist_ok=True)
     paths, overview, drawn = [], [], 0
     for record in choose_images(get_records(dataset), groups, num, seed):

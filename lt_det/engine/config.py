@@ -28,8 +28,6 @@ from lt_det.registry import unknown_name
 
 logger = logging.getLogger(__name__)
 
-COUNT_UNITS = ("instances", "images")
-
 
 def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
     """Detectron2's defaults, ours, the YAML file and the overrides, in this order.
@@ -266,9 +264,12 @@ def _class_counts(cfg: CfgNode, required: bool) -> ClassCounts | None:
 
 def _fill_class_counts(cfg: CfgNode, counts: ClassCounts) -> None:
     """Write the counts into `cfg`, or check those that are there already."""
-    unit = cfg.MODEL.LT.COUNT_UNIT
-    if unit not in COUNT_UNITS:
-        raise ConfigError(f"MODEL.LT.COUNT_UNIT is {unit!r}; accepted are {', '.join(COUNT_UNITS)}")
+    unit, units = cfg.MODEL.LT.COUNT_UNIT, task_of(cfg).units
+    if unit not in units:
+        raise ConfigError(
+            f"MODEL.LT.COUNT_UNIT is {unit!r}; accepted with MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} are {', '.join(units)}"
+        )
     found = [int(n) for n in getattr(counts, unit)]
     if not cfg.MODEL.LT.CLASS_COUNTS:
         cfg.MODEL.LT.CLASS_COUNTS = found

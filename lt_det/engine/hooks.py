@@ -138,9 +138,10 @@ class GradientStatisticsHook(HookBase):
     negative sums of all classes. ``tools/plot_gradient_ratio.py`` draws it. Rank 0 only.
 
     Args:
-        stats: name -> GradStats of the model; "" or "stage0", "stage1", ...
+        stats: name -> GradStats of the model, see :func:`named_grad_stats`.
         names, groups: (C,).
-        counts: (C,) training instances.
+        counts: (C,) training examples.
+        unit: what `counts` are, "instances" or "pixels".
         output_dir: of the run.
         period: iterations between scalars.
         file_period: iterations between lines of the file.
@@ -153,6 +154,7 @@ class GradientStatisticsHook(HookBase):
         names: Sequence[str],
         groups: Sequence[str],
         counts: Sequence[int],
+        unit: str = "instances",
         output_dir: str,
         period: int = 20,
         file_period: int,
@@ -162,6 +164,7 @@ class GradientStatisticsHook(HookBase):
             "names": list(names),
             "groups": self.groups,
             "counts": [int(n) for n in counts],
+            "unit": unit,
         }
         self.path = os.path.join(output_dir, STATISTICS_FILE)
         self.period, self.file_period = period, file_period
@@ -213,11 +216,17 @@ class GradientStatisticsHook(HookBase):
 
 
 def named_grad_stats(model: torch.nn.Module) -> dict[str, GradStats]:
-    """Every GradStats of `model` under a short name: "" for one, "stage0", ... for more."""
-    found = [m for m in model.modules() if isinstance(m, GradStats)]
-    if len(found) == 1:
-        return {"": found[0]}
-    return {f"stage{k}": stats for k, stats in enumerate(found)}
+    """Every GradStats of `model` under a short name.
+
+    "" for the only one, "stage0", "stage1", ... of a cascade, "aux" of an auxiliary head.
+    """
+    found = {path: m for path, m in model.named_modules() if isinstance(m, GradStats)}
+    aux = [path for path in found if "auxiliary_head" in path.split(".")]
+    main = [path for path in found if path not in aux]
+    names = [""] if len(main) == 1 else [f"stage{k}" for k in range(len(main))]
+    return {
+        name: found[path] for name, path in zip(names + ["aux"] * len(aux), main + aux, strict=True)
+    }
 
 
 def check_ranks_agree(model: torch.nn.Module) -> None:

@@ -1,11 +1,13 @@
-"""What differs between detection and image classification: classes, counts, evaluator."""
+"""What differs between detection, classification and segmentation: classes, counts, evaluator."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
 from lt_det.data import ClassCounts, dataset_info, get_class_counts, get_records
 from lt_det.data.build import check_loading, images_per_pass
@@ -15,11 +17,21 @@ from lt_det.data.datasets.image_sets import (
     image_records,
     image_set_counts,
 )
+from lt_det.data.datasets.label_png import read_class_map
+from lt_det.data.datasets.sem_seg_sets import (
+    find_sem_seg_set,
+    sem_seg_class_names,
+    sem_seg_records,
+)
 from lt_det.data.image_records import check_image_records
+from lt_det.data.sem_seg_counts import sem_seg_class_counts
 from lt_det.errors import ConfigError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
+from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator
+from lt_det.evaluation.sem_seg_metrics import SIZES
+from lt_det.modeling.sem_seg import PixelHead
 
 
 class Detection:
@@ -27,9 +39,11 @@ class Detection:
 
     Attributes:
         classes_key: configuration key of the number of classes.
+        units: what ``MODEL.LT.COUNT_UNIT`` may count, the smallest first.
     """
 
     classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    units = ("instances", "images")
 
     @staticmethod
     def num_classes(cfg) -> int:
@@ -96,9 +110,11 @@ class Classification:
 
     Attributes:
         classes_key: configuration key of the number of classes.
+        units: what ``MODEL.LT.COUNT_UNIT`` may count, the smallest first.
     """
 
     classes_key = "MODEL.LT.NUM_CLASSES"
+    units = ("instances", "images")
     has_background = False
 
     @staticmethod
@@ -152,10 +168,88 @@ class Classification:
         )
 
 
-TASKS = {"LongTailClassifier": Classification}
+class Segmentation:
+    """Semantic segmentation: one class a pixel, from label maps.
+
+    Attributes:
+        classes_key: configuration key of the number of classes.
+        units: what ``MODEL.LT.COUNT_UNIT`` may count, the smallest first.
+    """
+
+    classes_key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    units = ("pixels", "images")
+    has_background = False
+
+    @staticmethod
+    def num_classes(cfg) -> int:
+        """C."""
+        return cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+    @staticmethod
+    def has_our_loss(cfg) -> bool:
+        """Whether the head takes its loss from ``MODEL.LT.LOSS``."""
+        return issubclass(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME), PixelHead)
+
+    @staticmethod
+    def counts(cfg) -> ClassCounts:
+        """Of ``DATASETS.TRAIN``."""
+        for name in cfg.DATASETS.TRAIN:
+            _check_sem_seg_set(name, "TRAIN")
+        return sem_seg_class_counts(
+            cfg.DATASETS.TRAIN,
+            group_by=cfg.DATASETS.LT.SEM_SEG.GROUP_BY,
+            borders=cfg.DATASETS.LT.GROUP_BORDERS,
+            cache_dir=cfg.DATASETS.LT.CACHE_DIR or None,
+        )
+
+    @staticmethod
+    def test_classes(cfg, name: str) -> list[str]:
+        """Class names of a test set."""
+        _check_sem_seg_set(name, "TEST")
+        return sem_seg_class_names(name)
+
+    @staticmethod
+    def check_test_files(cfg, name: str) -> None:
+        """Every image has its label map."""
+        sem_seg_records(name)
+
+    @staticmethod
+    def metrics(cfg) -> list[str]:
+        """What an evaluation measures, as the event storage calls it."""
+        names = ["mIoU", "fwIoU", "mACC", "pACC"]
+        names += [f"{metric}_{size}" for metric in ("mIoU", "mACC") for size in SIZES]
+        names += ["boundary_mIoU"] * cfg.TEST.LT.SEM_SEG.BOUNDARY
+        return [f"sem_seg/{name}" for name in names]
+
+    @staticmethod
+    def evaluator(cfg, name: str, counts: ClassCounts | None, model: torch.nn.Module):
+        """Of a test set, with the groups and counts of the training set."""
+        known = None
+        if counts is not None:
+            known = {"images": counts.images.tolist(), "pixels": counts.pixels.tolist()}
+        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        return LongTailSemSegEvaluator(
+            dataset_name=name,
+            class_names=sem_seg_class_names(name),
+            read_labels=partial(_read_labels, num_classes),
+            groups=None if counts is None else counts.groups,
+            group_source=_sem_seg_groups(cfg),
+            class_counts=known,
+            boundary=cfg.TEST.LT.SEM_SEG.BOUNDARY,
+            save=cfg.TEST.LT.SEM_SEG.SAVE,
+            output_dir=_output_dir(cfg, name),
+        )
 
 
-def task_of(cfg) -> type[Detection] | type[Classification]:
+# The task of a meta-architecture; detection where it is not listed.
+TASKS = {
+    "LongTailClassifier": Classification,
+    "LongTailSegmentor": Segmentation,
+    "SemanticSegmentor": Segmentation,
+}
+
+
+def task_of(cfg) -> type[Detection] | type[Classification] | type[Segmentation]:
     """The task of ``MODEL.META_ARCHITECTURE``."""
     return TASKS.get(cfg.MODEL.META_ARCHITECTURE, Detection)
 
@@ -177,6 +271,29 @@ def _check_image_set(name: str, key: str) -> None:
             "MODEL.META_ARCHITECTURE LongTailClassifier needs; own lists are registered with "
             "DATASETS.LT.REGISTER"
         )
+
+
+def _check_sem_seg_set(name: str, key: str) -> None:
+    if find_sem_seg_set(name) is None:
+        raise ConfigError(
+            f"DATASETS.{key} {name} has no label maps, which semantic segmentation needs; own sets "
+            "are registered with DATASETS.LT.REGISTER"
+        )
+
+
+def _read_labels(num_classes: int, record: dict):
+    """(H, W) uint8 classes of a record, 255 = ignored."""
+    path, zero = record["sem_seg_file_name"], record["zero_is_unlabelled"]
+    return read_class_map(path, num_classes, zero)
+
+
+def _sem_seg_groups(cfg) -> str:
+    """How head, common and tail classes are told apart, in words."""
+    node = cfg.DATASETS.LT
+    if node.SEM_SEG.GROUP_BY == "borders":
+        low, high = node.GROUP_BORDERS
+        return f"tail up to {low} training images, common up to {high}, head above"
+    return f"thirds of the classes by training {node.SEM_SEG.GROUP_BY}"
 
 
 def _classifier_weights(model: torch.nn.Module) -> Callable[[], torch.Tensor]:

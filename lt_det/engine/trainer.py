@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.projects import deeplab
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -31,7 +32,7 @@ from lt_det.engine.optimizer import scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from lt_det.engine.stages import load_backbone, load_first_stage, report_backbone_differences
 from lt_det.engine.step import StepTrainer
-from lt_det.engine.tasks import Classification, task_of
+from lt_det.engine.tasks import Detection, task_of
 from lt_det.engine.writers import build_writers
 from lt_det.errors import ConfigError
 from lt_det.evaluation.results import (
@@ -195,7 +196,8 @@ class LongTailTrainer(DefaultTrainer):
                     stats,
                     names=self.class_counts.names,
                     groups=self.class_counts.groups,
-                    counts=self.class_counts.instances,
+                    counts=getattr(self.class_counts, task_of(cfg).units[0]),
+                    unit=task_of(cfg).units[0],
                     output_dir=cfg.OUTPUT_DIR,
                     file_period=max(1, cfg.SOLVER.MAX_ITER // _STATISTICS_LINES),
                 )
@@ -248,6 +250,11 @@ class LongTailTrainer(DefaultTrainer):
         optimizer = super().build_optimizer(cfg, model)
         scale_learning_rate(optimizer, model, cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR)
         return optimizer
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        """Detectron2's, and the ``WarmupPolyLR`` of its DeepLab project."""
+        return deeplab.build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -337,7 +344,7 @@ def evaluate(
                 counts_fingerprint=class_counts.fingerprint if class_counts else None,
                 # Which epoch a figure is of matters where publications take the best one. Of
                 # weights from a file nothing is known.
-                selection=LAST if ended and task is Classification else None,
+                selection=LAST if ended and task is not Detection else None,
                 loss=cfg.MODEL.LT.LOSS.NAME,
                 seconds_per_iteration=seconds_per_iteration,
             )

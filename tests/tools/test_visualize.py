@@ -20,6 +20,9 @@ CATEGORIES = {20: ("dog", "c"), 3: ("elk", "f"), 11: ("cat", "r")}
 NAMES, GROUPS = ["elk", "cat", "dog"], ["f", "r", "c"]
 
 
+pictures = load_tool("pictures")
+
+
 @pytest.fixture(scope="module")
 def script():
     return load_tool("visualize")
@@ -147,7 +150,7 @@ def test_different_rare_classes_come_before_more_of_the_same(script):
 
 
 def test_crowded_images_come_last(script):
-    crowd = [1] * (script.CROWDED + 1)
+    crowd = [1] * (pictures.CROWDED + 1)
     for seed in range(5):
         chosen = script.choose_images(records(crowd, crowd, [1], crowd), GROUPS, 1, seed)
         assert ids(chosen) == [3]
@@ -345,8 +348,8 @@ def test_label_without_a_free_place_is_left_out_and_the_first_one_stays(script):
 def test_contact_sheet_has_every_picture_in_its_place(script):
     pictures = [np.full((h, w, 3), 10 * h, np.uint8) for h, w in ((4, 6), (6, 5), (3, 6))]
     sheet = script.contact_sheet(pictures)
-    second = 6 + script.GUTTER
-    assert sheet.shape == (6 + 3, 2 * 6 + script.GUTTER, 3)
+    second = 6 + pictures.GUTTER
+    assert sheet.shape == (6 + 3, 2 * 6 + pictures.GUTTER, 3)
     assert (sheet[:4, :6] == 40).all() and (sheet[:6, second : second + 5] == 60).all()
     assert (sheet[6:, :6] == 30).all()
     assert (sheet[4:6, :6] == 255).all() and (sheet[6:, second:] == 255).all()
@@ -365,7 +368,7 @@ def test_pictures_of_a_run(script, make_run, capsys):
     assert "no prediction" not in err
     assert Image.open(run.output / "6.png").size == (2 * 640 + 36, 480 + 58)
     sheet = Image.open(run.output / "overview.png")
-    assert sheet.size == (2 * (2 * 420 + 36) + script.GUTTER, 2 * (315 + 58))
+    assert sheet.size == (2 * (2 * 420 + 36) + pictures.GUTTER, 2 * (315 + 58))
 
 
 def test_says_when_the_score_is_above_all_predictions(script, make_run, drawn, capsys):
