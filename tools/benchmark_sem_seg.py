@@ -30,6 +30,8 @@ from lt_det.evaluation.sem_seg_metrics import IGNORED, top_class
 SHAPE, CLASSES = (512, 683), 150
 # Regions of a map; images of ADE20K have some 20 segments.
 REGIONS = 30
+# Classes that are predicted where they are not.
+OTHERS = 10
 # The output of the network is smaller by this.
 STRIDE = 4
 NAME = "sem_seg_benchmark"
@@ -58,13 +60,19 @@ def make_labels(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_scores(labels: np.ndarray, generator: torch.Generator) -> torch.Tensor:
-    """(C, H, W) float32: the label at every fourth pixel and smooth noise, upsampled."""
+    """(C, H, W) float32: the label at every fourth pixel and smooth noise, upsampled.
+
+    The noise is that of the classes of the image and of `OTHERS` more, so that few are predicted.
+    """
     small = torch.from_numpy(labels[::STRIDE, ::STRIDE].astype(np.int64))
     known = torch.where(small == IGNORED, 0, small)
     scores = 4 * torch.nn.functional.one_hot(known, CLASSES).permute(2, 0, 1).float()
     # A tenth of the resolution: wrong regions rather than wrong pixels.
-    noise = torch.randn(1, CLASSES, *(n // 10 for n in small.shape), generator=generator)
-    scores = scores[None] + _resized(noise, small.shape)
+    noise = 1.5 * torch.randn(1, CLASSES, *(n // 10 for n in small.shape), generator=generator)
+    likely = torch.zeros(CLASSES)
+    likely[known.unique()] = 1
+    likely[torch.randperm(CLASSES, generator=generator)[:OTHERS]] = 1
+    scores = scores[None] + _resized(noise * likely[:, None, None], small.shape)
     return _resized(scores, SHAPE)[0].softmax(dim=0)
 
 

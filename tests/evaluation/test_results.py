@@ -234,8 +234,8 @@ def test_a_copy_of_the_configuration_goes_by_the_name_of_its_run():
 def test_default_columns_are_those_present():
     head = cells(format_table([record()]))[0]
     assert head == ["run", "box AP", "box AP50", "box APr", "mask AP", "mask AP50", "mask APr"]
-    other = record(task="sem_seg", metrics={"sem_seg": {"mIoU": 1.0}}, per_class={})
-    assert cells(format_table([other]))[0] == ["run", "sem_seg mIoU"]
+    other = record(task="panoptic", metrics={"panoptic": {"PQ": 1.0}}, per_class={})
+    assert cells(format_table([other]))[0] == ["run", "panoptic PQ"]
 
 
 def test_records_with_the_same_label_are_averaged_over_seeds():
