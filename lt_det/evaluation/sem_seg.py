@@ -1,7 +1,8 @@
 """Long-tailed semantic segmentation: IoU and accuracy of pixels by class and by class size.
 
 The measures are functions of label maps in :mod:`lt_det.evaluation.sem_seg_metrics`; here they
-are taken over a test set, on one process or several. What is held is a confusion matrix.
+are taken over a test set, on one process or several. What is held is a confusion matrix and the
+names of the images.
 """
 
 from __future__ import annotations
@@ -196,9 +197,9 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         if not images:
             raise DataError(f"no image of {self._dataset_name} was processed")
         matrix, boundary, images_of_class = (sum(r[k] for r in gathered) for k in (1, 2, 3))
-        if self._save == "json":
-            path = os.path.join(self._output_dir, PREDICTIONS_FILE)
-            join_parts(path, [r[4] for r in gathered if r[4]])
+        parts = [rank[4] for rank in gathered if rank[4]]
+        if parts:
+            join_parts(os.path.join(self._output_dir, PREDICTIONS_FILE), parts)
         whole, boundary = areas(matrix), Areas(*boundary)
         results = self._metrics(whole, boundary)
         self.record = self._make_record(results, whole, boundary, len(images), images_of_class)
