@@ -6,6 +6,7 @@
     python tools/benchmark.py load-lvis --output load_lvis.json
     python tools/benchmark.py samplers --output samplers.json
     python tools/benchmark.py load-images --output load_images.json
+    python tools/benchmark.py sem-seg-eval --output sem_seg_eval.json
 
 Each part is a file benchmark_*.py, which says what it measures. Run it on a machine that does
 nothing else, or with one thread.
@@ -18,10 +19,17 @@ import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_samplers
+import benchmark_sem_seg
 
 from lt_det.errors import LtDetError
 
-PARTS = (benchmark_losses, benchmark_loading, benchmark_samplers, benchmark_images)
+PARTS = (
+    benchmark_losses,
+    benchmark_loading,
+    benchmark_samplers,
+    benchmark_images,
+    benchmark_sem_seg,
+)
 
 
 def parser() -> argparse.ArgumentParser:

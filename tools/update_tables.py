@@ -18,6 +18,7 @@ import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_samplers
+import benchmark_sem_seg
 import numpy as np
 import run_cifar10_lt
 
@@ -187,7 +188,7 @@ def benchmark_table(name):
 
 
 def data_table(part, name):
-    """The table of a part of benchmark.py about data, from its record."""
+    """The table of a part of benchmark.py about data or evaluation, from its record."""
     record = json.loads((BENCHMARKS / f"{name}.json").read_text())
     return f"{part.head(record)}\n\n{part.table(record['results'])}"
 
@@ -208,6 +209,7 @@ TABLES = {
     "benchmark load-lvis": lambda: data_table(benchmark_loading, "load_lvis"),
     "benchmark load-images": images_table,
     "benchmark samplers": lambda: data_table(benchmark_samplers, "samplers"),
+    "benchmark sem-seg-eval": lambda: data_table(benchmark_sem_seg, "sem_seg_eval"),
     "cifar10_lt": cifar_table,
     "quick": quick_table,
     "quick seeds": seeds_table,

@@ -19,11 +19,7 @@ from lt_det.data import ClassCounts, register_from_config, report_absent_classes
 from lt_det.engine.stages import check_stage_keys, first_stage_file
 from lt_det.engine.tasks import check_training, task_of
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
-from lt_det.modeling.build import (
-    classifier_from_config,
-    federated_from_config,
-    loss_from_config,
-)
+from lt_det.modeling.build import classifier_from_config, federated_from_config
 from lt_det.registry import unknown_name
 
 logger = logging.getLogger(__name__)
@@ -192,10 +188,8 @@ def prepare_config(
         check_same_classes(name, class_names, counts)
         task.check_test_files(cfg, name)
     if task.has_our_loss(cfg):
-        num_classes = task.num_classes(cfg)
-        loss = loss_from_config(cfg, num_classes=num_classes, has_background=task.has_background)
-        classifier_from_config(cfg, loss, in_features=1)
-        federated_from_config(cfg, num_classes=num_classes)
+        classifier_from_config(cfg, task.loss(cfg), in_features=1)
+        federated_from_config(cfg, num_classes=task.num_classes(cfg))
     return counts
 
 

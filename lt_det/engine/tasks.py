@@ -29,9 +29,12 @@ from lt_det.errors import ConfigError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
-from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator
+from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator, check_save
 from lt_det.evaluation.sem_seg_metrics import SIZES
-from lt_det.modeling.sem_seg import PixelHead
+from lt_det.losses import LongTailLoss
+from lt_det.modeling.build import loss_from_config
+from lt_det.modeling.segmentor import check_views
+from lt_det.modeling.sem_seg import PixelHead, pixel_loss_from_config
 
 
 class Detection:
@@ -55,7 +58,12 @@ class Detection:
         """Whether the head takes its loss from ``MODEL.LT.LOSS``."""
         return "LongTail" in cfg.MODEL.ROI_HEADS.NAME
 
-    has_background = True
+    @staticmethod
+    def loss(cfg) -> LongTailLoss:
+        """Of ``MODEL.LT.LOSS``."""
+        return loss_from_config(
+            cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, has_background=True
+        )
 
     @staticmethod
     def counts(cfg) -> ClassCounts:
@@ -115,7 +123,6 @@ class Classification:
 
     classes_key = "MODEL.LT.NUM_CLASSES"
     units = ("instances", "images")
-    has_background = False
 
     @staticmethod
     def num_classes(cfg) -> int:
@@ -126,6 +133,11 @@ class Classification:
     def has_our_loss(cfg) -> bool:
         """Always."""
         return True
+
+    @staticmethod
+    def loss(cfg) -> LongTailLoss:
+        """Of ``MODEL.LT.LOSS``."""
+        return loss_from_config(cfg, num_classes=cfg.MODEL.LT.NUM_CLASSES, has_background=False)
 
     @staticmethod
     def counts(cfg) -> ClassCounts:
@@ -178,7 +190,6 @@ class Segmentation:
 
     classes_key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     units = ("pixels", "images")
-    has_background = False
 
     @staticmethod
     def num_classes(cfg) -> int:
@@ -203,6 +214,11 @@ class Segmentation:
         )
 
     @staticmethod
+    def loss(cfg) -> LongTailLoss:
+        """Of ``MODEL.LT.LOSS``."""
+        return pixel_loss_from_config(cfg)
+
+    @staticmethod
     def test_classes(cfg, name: str) -> list[str]:
         """Class names of a test set."""
         _check_sem_seg_set(name, "TEST")
@@ -210,8 +226,11 @@ class Segmentation:
 
     @staticmethod
     def check_test_files(cfg, name: str) -> None:
-        """Every image has its label map."""
+        """Every image has its label map, and the views and files asked for make sense."""
         sem_seg_records(name)
+        node = cfg.TEST.LT.SEM_SEG
+        check_views(node.WINDOW, node.STRIDE, node.SCALES)
+        check_save(node.SAVE)
 
     @staticmethod
     def metrics(cfg) -> list[str]:

@@ -1,7 +1,8 @@
 """Long-tailed semantic segmentation: IoU and accuracy of pixels by class and by class size.
 
 The measures are functions of label maps in :mod:`lt_det.evaluation.sem_seg_metrics`; here they
-are taken over a test set, on one process or several. What is held is a confusion matrix.
+are taken over a test set, on one process or several. What is held is a confusion matrix and the
+names of the images.
 """
 
 from __future__ import annotations
@@ -117,8 +118,7 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
                 raise ValueError(f"{len(counts)} counts of {unit} for {num_classes} class_names")
         if groups is not None:
             check_groups(groups, num_classes)
-        if save not in SAVE_FORMS:
-            raise ConfigError(f"{SAVE_KEY} must be '', 'png' or 'json', got {save!r}")
+        check_save(save)
         if save and not output_dir:
             raise ValueError("save needs an output_dir to write predictions to")
         self._dataset_name = dataset_name
@@ -196,9 +196,9 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         if not images:
             raise DataError(f"no image of {self._dataset_name} was processed")
         matrix, boundary, images_of_class = (sum(r[k] for r in gathered) for k in (1, 2, 3))
-        if self._save == "json":
-            path = os.path.join(self._output_dir, PREDICTIONS_FILE)
-            join_parts(path, [r[4] for r in gathered if r[4]])
+        parts = [rank[4] for rank in gathered if rank[4]]
+        if parts:
+            join_parts(os.path.join(self._output_dir, PREDICTIONS_FILE), parts)
         whole, boundary = areas(matrix), Areas(*boundary)
         results = self._metrics(whole, boundary)
         self.record = self._make_record(results, whole, boundary, len(images), images_of_class)
@@ -313,6 +313,12 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
     def _log(self, results: dict) -> None:
         table = tabulate([list(results.values())], list(results), tablefmt="pipe", floatfmt=".2f")
         logger.info(f"Results of {self._dataset_name} (percent):\n{table}")
+
+
+def check_save(save: str) -> None:
+    """Raise a ConfigError for a value that ``TEST.LT.SEM_SEG.SAVE`` cannot have."""
+    if save not in SAVE_FORMS:
+        raise ConfigError(f"{SAVE_KEY} must be '', 'png' or 'json', got {save!r}")
 
 
 def _stem(file_name: str) -> str:

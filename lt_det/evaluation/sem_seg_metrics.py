@@ -45,7 +45,7 @@ class Areas(NamedTuple):
 
 
 def top_class(scores: torch.Tensor) -> torch.Tensor:
-    """(H, W) uint8 class of the highest score; on the CPU the lowest of equal ones, as argmax.
+    """(H, W) uint8 class of the highest score; of equal scores the lower class id, as argmax.
 
     On the CPU twice as fast as ``argmax(0)`` or ``max(0)``, which cannot compute several pixels
     at once: here the maximum is found first, and then where it is.
@@ -194,7 +194,8 @@ def boundary_areas(
         distance: pixels, at least 1.
 
     Raises:
-        ValueError: maps of different or other shapes, or an id that is no class.
+        ValueError: maps of different or other shapes, or an id that is no class along a
+            boundary.
     """
     _check_maps(labels, predicted)
     labels, predicted = _bytes("labels", labels), _bytes("predicted", predicted)

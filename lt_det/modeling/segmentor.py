@@ -110,7 +110,7 @@ class LongTailSegmentor(SemanticSegmentor):
             pixel_std=pixel_std,
         )
         _check_head(sem_seg_head)
-        _check_views(window, stride, scales)
+        check_views(window, stride, scales)
         self.auxiliary_head, self.auxiliary_weight = auxiliary_head, auxiliary_weight
         self.window, self.stride = window, stride or max(1, window * 2 // 3)
         self.scales, self.flip = tuple(scales), flip
@@ -223,7 +223,8 @@ def _check_head(head: nn.Module) -> None:
         )
 
 
-def _check_views(window: int, stride: int, scales: Sequence[float]) -> None:
+def check_views(window: int, stride: int, scales: Sequence[float]) -> None:
+    """Raise a ConfigError for values of ``TEST.LT.SEM_SEG`` that give no view of an image."""
     if window < 0:
         raise ConfigError(
             f"TEST.LT.SEM_SEG.WINDOW is {window}; accepted are a number of pixels and 0 (the "

@@ -14,7 +14,7 @@ from lt_det.data.build import build_sampling_rule
 from lt_det.engine import load_config, prepare_config
 from lt_det.engine.launch import join_torchrun
 from lt_det.engine.tasks import task_of
-from lt_det.engine.trainer import evaluate_checkpoint
+from lt_det.engine.trainer import LongTailTrainer, evaluate_checkpoint
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError, user_message
 from lt_det.losses.build import loss_parameters
 from lt_det.modeling.build import loss_from_config
@@ -39,6 +39,9 @@ def heads_of(model):
         found = model.roi_heads.box_predictor
         predictors = list(found) if hasattr(found, "__len__") else [found]
         return [(p.cls_score, p.cls_loss) for p in predictors]
+    if hasattr(model, "sem_seg_head"):
+        heads = [model.sem_seg_head, model.auxiliary_head]
+        return [(h.predictor.classifier, h.cls_loss) for h in heads if h is not None]
     return [(model.classifier, model.cls_loss)]
 
 
@@ -76,6 +79,34 @@ def test_a_quick_twin_of_classification_is_its_recipe_on_another_set(name):
     assert quick.DATALOADER.LT == full.DATALOADER.LT
     for key in ("BASE_LR", "LR_SCHEDULER_NAME", "WEIGHT_DECAY", "IMS_PER_BATCH", "MOMENTUM"):
         assert quick.SOLVER[key] == full.SOLVER[key], key
+
+
+@pytest.mark.parametrize("name", ["ce", "softmax_eql", "sigmoid_eql"])
+def test_a_quick_twin_of_segmentation_is_its_recipe_on_another_set(name):
+    quick = load_config(f"configs/quick/sem_seg_{name}.yaml")
+    full = load_config(f"configs/ade20k_{name}.yaml")
+    assert quick.MODEL.LT.LOSS == full.MODEL.LT.LOSS
+    assert quick.MODEL.SEM_SEG_HEAD.NAME == full.MODEL.SEM_SEG_HEAD.NAME
+    assert quick.MODEL.LT.SEM_SEG.AUX.FEATURE == full.MODEL.LT.SEM_SEG.AUX.FEATURE == "res4"
+    assert quick.DATALOADER.LT == full.DATALOADER.LT
+    for key in ("BASE_LR", "LR_SCHEDULER_NAME", "POLY_LR_POWER", "WEIGHT_DECAY", "MOMENTUM"):
+        assert quick.SOLVER[key] == full.SOLVER[key], key
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("ade20k_*.yaml")), ids=str)
+def test_the_schedule_of_the_ade20k_recipes(path):
+    cfg = load_config(str(path))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (160000, 16)
+    assert list(cfg.INPUT.CROP.SIZE) == [512, 512]
+    assert cfg.DATASETS.TRAIN == ("ade20k_sem_seg_train",)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=cfg.SOLVER.BASE_LR)
+    scheduler = LongTailTrainer.build_lr_scheduler(cfg, optimizer)
+    for iteration in (0, 1000, 80000, 158000):
+        scheduler.last_epoch = iteration
+        expected = 0.01 * (1 - iteration / 160000) ** 0.9
+        assert scheduler.get_lr()[0] == pytest.approx(expected, rel=1e-12)
+    scheduler.last_epoch = 159999
+    assert scheduler.get_lr()[0] == pytest.approx(1e-4, rel=1e-12)
 
 
 # Name of a recipe, images of its set, epochs, epochs of its steps.

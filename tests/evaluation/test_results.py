@@ -234,8 +234,8 @@ def test_a_copy_of_the_configuration_goes_by_the_name_of_its_run():
 def test_default_columns_are_those_present():
     head = cells(format_table([record()]))[0]
     assert head == ["run", "box AP", "box AP50", "box APr", "mask AP", "mask AP50", "mask APr"]
-    other = record(task="sem_seg", metrics={"sem_seg": {"mIoU": 1.0}}, per_class={})
-    assert cells(format_table([other]))[0] == ["run", "sem_seg mIoU"]
+    other = record(task="panoptic", metrics={"panoptic": {"PQ": 1.0}}, per_class={})
+    assert cells(format_table([other]))[0] == ["run", "panoptic PQ"]
 
 
 def test_records_with_the_same_label_are_averaged_over_seeds():
@@ -293,6 +293,60 @@ def test_groups_of_classes_are_called_many_medium_and_few():
         ["f", "many", "400", "0", "-"],
         ["r", "medium", "30", "10", "50.0"],
         ["c", "few", "2", "10", "10.0"],
+    ]
+
+
+def sem_seg_record(**changes):
+    """Of semantic segmentation, with groups by pixels that images would draw otherwise."""
+    sizes = ("head", "common", "tail")
+    metrics = {"mIoU": 40.0, "fwIoU": 60.0, "mACC": 50.0, "pACC": 80.0}
+    metrics |= {f"{m}_{size}": 1.0 + k for m in ("mIoU", "mACC") for k, size in enumerate(sizes)}
+    fields = {
+        "task": "sem_seg",
+        "dataset": "ade_val",
+        "protocol": {"split": "ade_val", "groups": "thirds of the classes by training pixels"},
+        "metrics": {"sem_seg": metrics},
+        "per_class": {
+            "name": ["lamp", "sky", "door"],
+            "group": ["r", "f", "c"],
+            "train_images": [90, 50, 70],
+            "train_pixels": [10, 3000, 200],
+            "test_images": [9, 5, 0],
+            "test_pixels": [4, 300, 0],
+            "sem_seg/IoU": [10.0, 90.0, NAN],
+            "sem_seg/boundary_IoU": [5.0, 60.0, NAN],
+        },
+        "group_sizes": {"r": 1, "c": 1, "f": 1},
+    }
+    return make_record(**{**fields, **changes})
+
+
+def test_segmentation_has_columns_of_its_own():
+    table = cells(format_table([sem_seg_record()]))
+    assert table[0] == ["run", "mIoU", "head", "common", "tail", "mACC", "pACC", "fwIoU"]
+    assert table[2] == ["ade_val", "40.0", "1.0", "2.0", "3.0", "50.0", "80.0", "60.0"]
+    metrics = {"sem_seg": {"boundary_mIoU": 20.0, "mIoU": 40.0}}
+    assert cells(format_table([sem_seg_record(metrics=metrics)]))[0][1:] == [
+        *("mIoU", "boundary mIoU"),
+    ]
+
+
+def test_titles_of_two_tasks_differ_in_one_table():
+    head = cells(format_table([record(), sem_seg_record(), class_record()]))[0]
+    assert len(set(head)) == len(head)
+    assert head.index("box AP") < head.index("mIoU") < head.index("top-1")
+
+
+def test_groups_of_segmentation_are_head_common_and_tail_and_pixels_decide_the_order():
+    table = cells(per_class_table([sem_seg_record()]))
+    assert table[0] == [
+        *("name", "group", "train images", "train pixels", "test images", "test pixels"),
+        *("IoU", "boundary IoU"),
+    ]
+    assert table[2:] == [
+        ["sky", "head", "50", "3000", "5", "300", "90.0", "60.0"],
+        ["door", "common", "70", "200", "0", "0", "-", "-"],
+        ["lamp", "tail", "90", "10", "9", "4", "10.0", "5.0"],
     ]
 
 

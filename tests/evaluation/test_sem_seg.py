@@ -293,6 +293,14 @@ def test_a_second_evaluation_replaces_the_predictions_of_the_first(tmp_path):
     assert files == [["a.jpg", "b.jpg"], ["c.jpg"]]
 
 
+def test_to_evaluate_again_changes_nothing(tmp_path):
+    evaluator = make_evaluator(save="json", output_dir=str(tmp_path))
+    process(evaluator, make_pairs(2))
+    first = evaluator.evaluate(), evaluator.record, (tmp_path / PREDICTIONS_FILE).read_text()
+    again = evaluator.evaluate(), evaluator.record, (tmp_path / PREDICTIONS_FILE).read_text()
+    assert again == first
+
+
 def test_an_evaluation_that_is_given_up_leaves_no_file(tmp_path):
     evaluator = make_evaluator(save="json", output_dir=str(tmp_path))
     process(evaluator, make_pairs(2))

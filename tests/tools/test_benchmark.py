@@ -272,3 +272,57 @@ def test_image_loaders_are_measured_and_read_back(tmp_path, capsys, monkeypatch)
     assert table in capsys.readouterr().out
     rates = {case.name: case.images / case.seconds[0] for case in images.cases_of(record)}
     assert f"| {rates['64 x 48, mapper']:,.0f} | 64 x 48, torchvision |" in table
+
+
+# ---- sem-seg-eval ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sem_seg(monkeypatch):
+    part = command.benchmark_sem_seg
+    monkeypatch.setattr(part, "SHAPE", (80, 120))
+    monkeypatch.setattr(part, "CLASSES", 20)
+    monkeypatch.setattr(part, "REGIONS", 6)
+    return part
+
+
+def test_segmentation_evaluators_are_measured_and_agree(sem_seg, tmp_path, capsys):
+    output = tmp_path / "record.json"
+    arguments = ["sem-seg-eval", "--images", "2", "--repeats", "3", "--output", str(output)]
+    assert command.main(arguments) == 0
+    record = json.loads(output.read_text())
+    printed = capsys.readouterr().out
+    assert f"{sem_seg.head(record)}\n\n{sem_seg.table(record['results'])}" in printed
+    assert [result["name"] for result in record["results"]] == list(sem_seg.WAYS)
+    assert all(len(ms) == 6 for result in record["results"] for ms in result["ms"].values())
+    # Only Detectron2's evaluator keeps predictions.
+    assert [result["held_bytes"] > 0 for result in record["results"]] == [True, False, False, False]
+
+
+def test_predictions_of_the_segmentation_benchmark_are_regions_and_mostly_right(sem_seg):
+    labels = sem_seg.make_labels(np.random.default_rng(0))
+    scores = sem_seg.make_scores(labels, torch.Generator().manual_seed(0))
+    valid = labels != sem_seg.IGNORED
+    predicted = scores.argmax(0).numpy()
+    assert 0.5 < (predicted == labels)[valid].mean() < 0.99
+    assert 0.8 < valid.mean() < 1
+    # Three in four pixels and more have the class of the next one.
+    assert (predicted[:, 1:] == predicted[:, :-1]).mean() > 0.75
+
+
+def test_evaluators_that_differ_stop_the_benchmark(sem_seg):
+    same = {"sem_seg": dict.fromkeys(("mIoU", "fwIoU", "mACC", "pACC"), 50.0)}
+    other = {"sem_seg": {**same["sem_seg"], "mACC": 50.1}}
+    sem_seg.check_equal({"Detectron2": same, "lt_det": same})
+    with pytest.raises(ValueError, match="mACC is not Detectron2's"):
+        sem_seg.check_equal({"Detectron2": same, "lt_det": other})
+
+
+def test_the_segmentation_table_has_ratios_of_medians_to_detectron2(sem_seg):
+    results = [
+        {"name": "theirs", "ms": dict.fromkeys(sem_seg.PARTS, [8.0, 9.0, 70.0]), "held_bytes": 5e4},
+        {"name": "ours", "ms": dict.fromkeys(sem_seg.PARTS, [1.0, 2.0, 3.0]), "held_bytes": 0},
+    ]
+    rows = sem_seg.table(results).splitlines()[2:]
+    assert rows[0] == "| theirs | 9.00 | 1.0 | 9.00 | 1.0 | 9.00 | 1.0 | 50.0 |"
+    assert rows[1] == "| ours | 2.00 | 4.5 | 2.00 | 4.5 | 2.00 | 4.5 | 0.0 |"

@@ -1,0 +1,266 @@
+"""Semantic segmentation through the trainer, on a tiny generated set."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lt_det.data.datasets.synthetic import SyntheticSpec
+from lt_det.data.datasets.synthetic_sem_seg import class_names, generate_sem_seg
+from lt_det.engine import LongTailTrainer, load_config, prepare_config
+from lt_det.engine.hooks import named_grad_stats
+from lt_det.engine.trainer import evaluate_checkpoint
+from lt_det.errors import ConfigError, DataError, MissingFileError
+from lt_det.evaluation.groups import groups_by_rank
+from lt_det.evaluation.results import read_record
+from lt_det.losses import GradStats
+
+SPEC = SyntheticSpec(
+    num_classes=9, num_train_images=12, num_val_images=4, image_size=96, imbalance=6.0
+)
+CLASSES = class_names(SPEC)
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    """Folder of the set."""
+    return generate_sem_seg(tmp_path_factory.mktemp("maps") / "set", SPEC)
+
+
+@pytest.fixture
+def options(maps, tmp_path):
+    """Overrides that make a quick configuration train on the tiny set."""
+    return options_of(maps, tmp_path)
+
+
+def options_of(maps, tmp_path, name="maps"):
+    entries = [
+        {
+            "name": f"{name}_{split}",
+            "labels": f"{maps}/labels/{split}",
+            "images": f"{maps}/images/{split}",
+            "classes": f"{maps}/classes.txt",
+            "zero_is_unlabelled": True,
+        }
+        for split in ("train", "val")
+    ]
+    return [
+        *("DATASETS.LT.REGISTER", str(entries), "DATASETS.LT.CACHE_DIR", str(tmp_path / "cache")),
+        *("DATASETS.TRAIN", f"('{name}_train',)", "DATASETS.TEST", f"('{name}_val',)"),
+        *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(len(CLASSES)), "MODEL.SEM_SEG_HEAD.CONVS_DIM", "8"),
+        *("INPUT.MIN_SIZE_TRAIN", "(48,)", "INPUT.MAX_SIZE_TRAIN", "96"),
+        *("INPUT.CROP.SIZE", "[32, 32]", "SOLVER.IMS_PER_BATCH", "2"),
+        *("SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3"),
+    ]
+
+
+def train(config, options, output, *more, resume=False):
+    """Run a training; the trainer after it."""
+    path = f"configs/quick/sem_seg_{config}.yaml"
+    cfg = load_config(path, [*options, "OUTPUT_DIR", str(output), *map(str, more)])
+    counts = prepare_config(cfg)
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = LongTailTrainer(cfg, counts, config_file=path)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def differences(a, b, path=""):
+    """Paths at which two checkpoints are not bit-equal."""
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{path}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [d for key in a for d in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [path]
+        return [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [path]
+
+
+@pytest.mark.parametrize("config", ["ce", "softmax_eql", "sigmoid_eql"])
+def test_a_killed_run_goes_on_bit_exactly(config, options, tmp_path):
+    """With repeat factors, augmentation, dropout, batch normalisation and an auxiliary head."""
+    sampler = ["DATALOADER.SAMPLER_TRAIN", "LongTailSampler", "DATALOADER.LT.SAMPLER.RULE", "cben"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trainer = train(config, options, whole, *sampler)
+    resumed.mkdir()
+    shutil.copy(whole / "model_0000002.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000002.pth")
+    np.random.seed(5), torch.manual_seed(5)  # as another process would have them
+    train(config, options, resumed, *sampler, "DATALOADER.NUM_WORKERS", 1, resume=True)
+    states = [torch.load(f / "model_final.pth", weights_only=True) for f in (whole, resumed)]
+    assert differences(*states) == []
+    assert states[0]["trainer"]["ranks"][0]["data_loader"]["order"].startswith("cben, ")
+    stats = named_grad_stats(trainer.model)
+    assert list(stats) == ([] if config == "ce" else ["", "aux"])
+    for own in stats.values():
+        assert own.pos.sum() > 0 and not torch.equal(own.pos, torch.zeros_like(own.pos))
+    if stats:  # two heads, two sets of statistics
+        assert not torch.equal(stats[""].pos, stats["aux"].pos)
+
+
+def test_the_record_says_what_was_measured(options, tmp_path, maps):
+    train("softmax_eql", options, tmp_path / "run", "TEST.LT.SEM_SEG.BOUNDARY", True)
+    record = read_record(tmp_path / "run" / "results" / "maps_val.json")
+    columns = record["per_class"]
+    pixels = np.zeros(256, np.int64)
+    images = np.zeros(256, np.int64)
+    for path in (maps / "labels" / "train").glob("*.png"):
+        own = np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)
+        pixels, images = pixels + own, images + (own > 0)
+    assert columns["name"] == CLASSES
+    assert columns["train_pixels"] == pixels[1 : len(CLASSES) + 1].tolist()
+    assert columns["train_images"] == images[1 : len(CLASSES) + 1].tolist()
+    assert columns["group"] == groups_by_rank(columns["train_pixels"])
+    assert record["group_sizes"] == {"r": 4, "c": 4, "f": 4}
+    assert record["protocol"]["groups"] == "thirds of the classes by training pixels"
+    assert record["protocol"]["images"] == 4
+    run = record["run"]
+    assert (run["selection"], run["iteration"], run["loss"]) == ("last", 6, "SoftmaxEQL")
+    # The predictions that were kept give the figures again.
+    truth, predicted = [], []
+    for path in sorted((maps / "labels" / "val").glob("*.png")):
+        truth.append(np.asarray(Image.open(path)).ravel())
+        kept = tmp_path / "run" / "inference" / "maps_val" / "predictions" / path.name
+        predicted.append(np.asarray(Image.open(kept)).ravel() + np.uint8(1))
+    truth, predicted = np.concatenate(truth), np.concatenate(predicted)
+    right = (truth == predicted)[truth > 0].mean()
+    assert record["metrics"]["sem_seg"]["pACC"] == pytest.approx(100 * right, rel=1e-12)
+    assert record["metrics"]["sem_seg"]["boundary_mIoU"] >= 0
+
+
+def test_groups_by_images_and_by_borders(options, tmp_path):
+    for group_by, words in (
+        ("images", "thirds of the classes by training images"),
+        ("borders", "tail up to 3 training images, common up to 6, head above"),
+    ):
+        more = ["DATASETS.LT.SEM_SEG.GROUP_BY", group_by, "DATASETS.LT.GROUP_BORDERS", "(3, 6)"]
+        train("ce", options, tmp_path / group_by, *more, "SOLVER.MAX_ITER", 1)
+        record = read_record(tmp_path / group_by / "results" / "maps_val.json")
+        assert record["protocol"]["groups"] == words
+        images = record["per_class"]["train_images"]
+        by_borders = ["r" if n <= 3 else "c" if n <= 6 else "f" for n in images]
+        expected = by_borders if group_by == "borders" else groups_by_rank(images)
+        assert record["per_class"]["group"] == expected
+
+
+def test_views_are_configuration(options, tmp_path):
+    """Other views of the same weights, and the whole image again."""
+    trainer = train("ce", options, tmp_path / "run")
+    first = read_record(tmp_path / "run" / "results" / "maps_val.json")["metrics"]["sem_seg"]
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")]
+    figures = {}
+    for name, more in {
+        "whole": [],
+        "windows": ["TEST.LT.SEM_SEG.WINDOW", "32"],
+        "views": ["TEST.LT.SEM_SEG.SCALES", "(0.75, 1.0, 1.5)", "TEST.LT.SEM_SEG.FLIP", "True"],
+    }.items():
+        output = ["OUTPUT_DIR", str(tmp_path / name)]
+        cfg = load_config("configs/quick/sem_seg_ce.yaml", [*options, *weights, *more, *output])
+        counts = prepare_config(cfg, training=False)
+        evaluate_checkpoint(cfg, counts, resume=False, before_writing=lambda: None)
+        record = read_record(tmp_path / name / "results" / "maps_val.json")
+        figures[name] = record["metrics"]["sem_seg"]
+    assert figures["whole"] == first
+    assert figures["windows"] != first and figures["views"] != first
+    assert trainer.cfg.MODEL.LT.CLASS_COUNTS == record["per_class"]["train_pixels"]
+
+
+def test_a_detector_counts_no_pixels_and_a_segmentor_no_boxes(options, tmp_path):
+    with pytest.raises(ConfigError, match="COUNT_UNIT is 'instances'.*pixels, images"):
+        train("ce", options, tmp_path / "run", "MODEL.LT.COUNT_UNIT", "instances")
+    cfg = load_config("configs/quick/sem_seg_ce.yaml", [*options, "MODEL.LT.COUNT_UNIT", "images"])
+    counts = prepare_config(cfg)
+    assert cfg.MODEL.LT.CLASS_COUNTS == counts.images.tolist()
+
+
+WRONG = {
+    "classes": (
+        ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"],
+        ConfigError,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 7 .*12 classes",
+    ),
+    "detection set": (
+        ["DATASETS.TRAIN", "('lt_synthetic_train',)"],
+        ConfigError,
+        "TRAIN lt_synthetic_train has no label maps",
+    ),
+    "missing ADE20K": (
+        ["DATASETS.TRAIN", "('ade20k_sem_seg_train',)"],
+        MissingFileError,
+        "ADEChallengeData2016/images/training.*prepare_ade20k.py",
+    ),
+    "loss": (
+        ["MODEL.LT.LOSS.NAME", "FBL"],
+        ConfigError,
+        "MODEL.LT.LOSS.NAME is 'FBL', which needs the features of every pixel",
+    ),
+    "groups": (["DATASETS.LT.SEM_SEG.GROUP_BY", "rank"], ConfigError, "GROUP_BY is 'rank'"),
+    "ratio": (["DATALOADER.LT.SEM_SEG.RATIO", "(2.0, 0.5)"], ConfigError, "SEM_SEG.RATIO"),
+    "ignored": (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"], ConfigError, "IGNORE_VALUE is 0"),
+    "scales": (["TEST.LT.SEM_SEG.SCALES", "(0.0,)"], ConfigError, "SEM_SEG.SCALES"),
+    "stride": (
+        ["TEST.LT.SEM_SEG.WINDOW", "32", "TEST.LT.SEM_SEG.STRIDE", "64"],
+        ConfigError,
+        "STRIDE",
+    ),
+    "save": (["TEST.LT.SEM_SEG.SAVE", "npz"], ConfigError, "TEST.LT.SEM_SEG.SAVE"),
+    "metric": (
+        ["TEST.LT.BEST_METRIC", "sem_seg/mIoU_rare", "TEST.EVAL_PERIOD", "5"],
+        ConfigError,
+        "'sem_seg/mIoU_rare'.*sem_seg/mIoU_tail",
+    ),
+    "mixup": (["MODEL.LT.MIXUP", "1.0"], ConfigError, "MODEL.LT.MIXUP"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_values_are_named_before_anything_is_written(options, tmp_path, what, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    more, error, message = WRONG[what]
+    with pytest.raises(error, match=f"(?s){message}"):
+        cfg = load_config("configs/quick/sem_seg_ce.yaml", [*options, *more])
+        prepare_config(cfg)
+
+
+def test_a_file_that_breaks_later_stops_the_run_or_is_skipped_and_counted(maps, tmp_path, caplog):
+    """Label maps are all read when they are counted; images are not."""
+    copy = tmp_path / "copy"
+    shutil.copytree(maps, copy)
+    for broken in (copy / "images" / "train").iterdir():
+        if broken.stem > "00003":
+            broken.write_bytes(broken.read_bytes()[:100])
+    options = options_of(copy, tmp_path, "broken")
+    with pytest.raises(DataError, match=r"cannot use image .*\.png.*BAD_IMAGE 'skip'"):
+        train("ce", options, tmp_path / "first")
+    trainer = train("ce", options, tmp_path / "second", "DATALOADER.LT.BAD_IMAGE", "skip")
+    skipped = trainer._trainer.data_loader.dataset.skipped
+    assert skipped >= 9 and caplog.text.count("skipped bad image") >= skipped
+
+
+def test_a_broken_label_map_is_named_when_the_classes_are_counted(maps, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(maps, copy)
+    broken = sorted((copy / "labels" / "train").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    options = options_of(copy, tmp_path, "broken_map")
+    with pytest.raises(DataError, match=f"{broken} cannot be read as a label map"):
+        train("ce", options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_are_found_by_the_path_of_their_head():
+    model = torch.nn.Module()
+    model.stages = torch.nn.ModuleList([GradStats(2), GradStats(2)])
+    assert list(named_grad_stats(model)) == ["stage0", "stage1"]
+    model.auxiliary_head = torch.nn.ModuleList([GradStats(2)])
+    assert named_grad_stats(model) == {
+        "stage0": model.stages[0],
+        "stage1": model.stages[1],
+        "aux": model.auxiliary_head[0],
+    }
