@@ -119,7 +119,7 @@ def save(path, array):
 
 
 BAD = [
-    ("labels/a.png", np.full((8, 16), 4, np.uint8), "labels/a.png: value 4 is .*of 3 classes.*1..3"),
+    ("labels/a.png", np.full((8, 16), 4, np.uint8), "labels/a.png: value 4 is .*of 3 classes"),
     ("labels/a.png", np.ones((16, 8), np.uint8),
      "labels/a.png has 8 x 16 pixels, its image .*images/a.png 16 x 8"),
     ("labels/a.png", np.ones((8, 16), np.uint16), "labels/a.png: has mode I;16"),
