@@ -231,7 +231,8 @@ def build_sem_seg_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
 
 def _build_resize(cfg) -> ResizeByRandomRatio:
     node, ratio = cfg.INPUT, tuple(cfg.DATALOADER.LT.SEM_SEG.RATIO)
-    if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < math.inf:
+    numbers = all(isinstance(r, (int, float)) for r in ratio)
+    if len(ratio) != 2 or not numbers or not 0 < ratio[0] <= ratio[1] < math.inf:
         raise ConfigError(f"{RATIO_KEY} is {ratio}; it takes two factors, 0 < least <= largest")
     sizes, sampling = node.MIN_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
@@ -242,6 +243,8 @@ def _build_resize(cfg) -> ResizeByRandomRatio:
             f"INPUT.MIN_SIZE_TRAIN is {sizes}; it takes sizes in pixels, under "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' the least and the largest"
         )
+    if node.MAX_SIZE_TRAIN < 1:
+        raise ConfigError(f"INPUT.MAX_SIZE_TRAIN is {node.MAX_SIZE_TRAIN}; it is at least 1")
     return ResizeByRandomRatio(sizes, node.MAX_SIZE_TRAIN, sampling, ratio)
 
 

@@ -239,6 +239,8 @@ def test_what_the_configuration_says_is_built_in_mmsegmentations_order():
         (("DATALOADER.LT.SEM_SEG.RATIO", "(0.0, 1.0)"), r"SEM_SEG.RATIO is \(0.0, 1.0\)"),
         (("DATALOADER.LT.SEM_SEG.RATIO", "(2.0, 0.5)"), r"SEM_SEG.RATIO is \(2.0, 0.5\)"),
         (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all"), "SAMPLING is 'all'; accepted are choice, range"),
+        (("DATALOADER.LT.SEM_SEG.RATIO", "('a', 'b')"), r"SEM_SEG.RATIO is \('a', 'b'\)"),
+        (("INPUT.MAX_SIZE_TRAIN", "0"), "INPUT.MAX_SIZE_TRAIN is 0; it is at least 1"),
         (("INPUT.MIN_SIZE_TRAIN", "(-1,)"), r"INPUT.MIN_SIZE_TRAIN is \(-1,\)"),
         (
             ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(9, 5)"),

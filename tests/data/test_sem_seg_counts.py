@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lt_det.data.datasets.label_maps import read_label_maps
 from lt_det.data.examine import LABEL_MAPS, examine
 from lt_det.data.sem_seg_counts import (
     sem_seg_class_counts,
@@ -90,6 +91,8 @@ def test_label_maps_are_decoded_once(name, tmp_path, monkeypatch):
     first = sem_seg_label_maps(name, cache_dir=cache)
     monkeypatch.setattr("lt_det.data.datasets.label_maps.read_label_png", None)
     again = sem_seg_label_maps(name, cache_dir=cache)
+    by_folder = read_label_maps(tmp_path / "set/labels", zero_is_unlabelled=True, cache_dir=cache)
+    assert by_folder.pixels().tolist() == PIXELS
     assert again.pixels().tolist() == first.pixels().tolist() == PIXELS
     assert lists(again.class_sets) == lists(first.class_sets)
 
