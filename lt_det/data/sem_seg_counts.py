@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,9 +41,11 @@ def sem_seg_label_maps(
     """
     records = sem_seg_records(name) if records is None else records
     sem_seg_set = find_sem_seg_set(name)
+    # As `read_label_maps` of the folder names it, so that both have one cache.
+    place = os.path.abspath(sem_seg_set.label_dir) if sem_seg_set.label_dir else name
     return count_label_maps(
         records.label_files(),
-        sem_seg_set.label_dir or name,
+        place,
         sem_seg_class_names(name),
         zero_is_unlabelled=sem_seg_set.zero_is_unlabelled,
         cache_dir=cache_dir or default_cache_dir(),

@@ -68,8 +68,8 @@ class LongTailSemSegMapper:
         """Map one record.
 
         Args:
-            record: `file_name`, `sem_seg_file_name` and `zero_is_unlabelled`, see
-                `sem_seg_records.SemSegRecords`.
+            record: `file_name`, `sem_seg_file_name` and `zero_is_unlabelled` (False if it is not
+                there), see `sem_seg_records.SemSegRecords`.
 
         Returns:
             The record with `image` (3, H, W) uint8, `height` and `width` of the image as the file
@@ -92,7 +92,7 @@ class LongTailSemSegMapper:
         return sample
 
     def _read_classes(self, record: dict, size: tuple[int, int]) -> np.ndarray:
-        path, zero = record["sem_seg_file_name"], record["zero_is_unlabelled"]
+        path, zero = record["sem_seg_file_name"], record.get("zero_is_unlabelled", False)
         classes = read_class_map(path, self.num_classes, zero)
         if classes.shape != size:
             raise DataError(

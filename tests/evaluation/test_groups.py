@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from lt_det.errors import ConfigError
-from lt_det.evaluation.groups import GROUPS, group_means, group_sizes, groups_from_counts
+from lt_det.evaluation.groups import (
+    GROUPS,
+    group_means,
+    group_sizes,
+    groups_by_rank,
+    groups_from_counts,
+)
 
 
 def test_borders_belong_to_the_rarer_group_and_unseen_classes_are_rare():
@@ -71,3 +77,42 @@ def test_groups_must_fit_the_values():
         group_means([1, 2, 3], ["r", "c"])
     with pytest.raises(ValueError, match="'x'.*r, c, f"):
         group_means([1, 2], ["r", "x"])
+
+
+# ---- by rank ---------------------------------------------------------------------------------
+
+
+def test_ranks_are_cut_in_thirds():
+    assert groups_by_rank([5, 0, 9, 7, 1, 3]) == ["c", "r", "f", "f", "r", "c"]
+    assert groups_by_rank([0.5, 2.5, 1.5]) == ["r", "f", "c"]
+    assert groups_by_rank([]) == []
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 7, 8, 9, 119, 150])
+def test_a_group_has_one_class_more_at_most_and_the_larger_ones_come_first(num_classes):
+    amounts = np.random.default_rng(num_classes).integers(0, 50, num_classes)
+    groups = groups_by_rank(amounts)
+    sizes = [groups.count(g) for g in "fcr"]
+    assert sizes == [(num_classes + k) // 3 for k in (2, 1, 0)]
+    # Nobody in a rarer group has more.
+    by_group = [[int(n) for n, g in zip(amounts, groups, strict=True) if g == x] for x in "fcr"]
+    for frequent, rarer in zip(by_group, by_group[1:], strict=False):
+        assert not rarer or min(frequent) >= max(rarer)
+
+
+def test_of_equal_amounts_the_lower_class_id_is_the_more_frequent_one():
+    assert groups_by_rank([4] * 6) == ["f", "f", "c", "c", "r", "r"]
+    assert groups_by_rank([0, 4, 4, 0]) == ["c", "f", "f", "r"]
+
+
+def test_ranks_move_with_the_classes():
+    rng = np.random.default_rng(3)
+    amounts, order = rng.permutation(40), rng.permutation(40)
+    groups = np.array(groups_by_rank(amounts))
+    assert groups_by_rank(amounts[order]) == groups[order].tolist()
+
+
+@pytest.mark.parametrize("amounts", [[1, -1, 2], [1.0, float("nan")], [[1, 2], [3, 4]]])
+def test_amounts_that_cannot_be_ranked_are_refused(amounts):
+    with pytest.raises(ValueError, match="amounts must be one row of numbers >= 0"):
+        groups_by_rank(amounts)

@@ -14,6 +14,7 @@ from PIL import Image
 from lt_det.config import add_lt_config
 from lt_det.data.examine import LVIS_BORDERS
 from tests.data.conftest import clean_catalogs  # noqa: F401
+from tests.data.small_sem_seg import CLASSES, write_sem_seg
 from tests.data.small_sets import annotation, random_set, small_set, write_set
 from tests.tools.load import TOOLS, load_tool
 
@@ -105,6 +106,19 @@ def test_a_registered_set_of_a_configuration_file(tmp_path, run):
     images = report["per_class"]["images"]
     expected = ["r" if n <= 4 else "c" if n <= 6 else "f" for n in images]
     assert report["per_class"]["group"] == expected
+
+
+def test_label_maps_of_a_configuration_file(tmp_path, run):
+    folder = write_sem_seg(tmp_path / "set")
+    entry = {k: f"{folder}/{k}" for k in ("images", "labels")}
+    entry |= {"name": "scenes", "classes": f"{folder}/classes.txt", "zero_is_unlabelled": True}
+    (tmp_path / "mine.yaml").write_text(f"DATASETS:\n  LT:\n    REGISTER: [{entry}]\n")
+    _, report = run("scenes", "--config-file", tmp_path / "mine.yaml")
+    assert report["source"] == "scenes" and report["kind"] == "label maps"
+    assert report["per_class"]["name"] == list(CLASSES)
+    assert report["per_class"]["images"] == [2, 2, 1]
+    assert report["per_class"]["pixels"] == [112, 160, 64]
+    assert report["num_images"] == 4 and report["num_images_without_class"] == 1
 
 
 def test_list_files_keep_their_groups_under_a_configuration_file(tmp_path, run):

@@ -13,6 +13,7 @@ from lt_det.data.examine import examine
 from lt_det.data.rules import build_rule
 from lt_det.engine import load_config
 from tests.data.conftest import clean_catalogs  # noqa: F401
+from tests.data.small_sem_seg import register_sem_seg, write_sem_seg
 from tests.data.small_sets import random_set, write_set
 from tests.tools.load import load_tool
 
@@ -56,6 +57,19 @@ def test_an_annotation_file_has_shares_of_instances(tmp_path, capsys):
         for unit in ("images", "instances"):
             assert sum(group[unit] for group in rule["groups"].values()) == pytest.approx(1)
     assert "f instances" in text
+
+
+def test_images_without_a_labelled_pixel_are_left_out(tmp_path, capsys):
+    name = register_sem_seg("scenes", write_sem_seg(tmp_path / "set"))
+    text, content = run(tmp_path, capsys, name, "--rules", "sqrt:threshold=1")
+    assert content["num_images"] == 3 and content["num_images_left_out"] == 1
+    assert "3 images, 3 classes; 1 images without annotations are left out" in text
+    # Classes are in 2, 2 and 1 of 3 images: factors of the images, sqrt(1 / share).
+    factors = np.sqrt([3 / 2, 3, 3 / 2])
+    expected = [factors[0] + factors[1], factors[0] + factors[2], factors[1]]
+    np.testing.assert_allclose(content["rules"][1]["expected_images"], expected)
+    _, content = run(tmp_path, capsys, name, "--keep-empty")
+    assert content["num_images"] == 4 and content["num_images_left_out"] == 0
 
 
 def test_lines_are_percent_of_an_epoch_from_frequent_to_rare(list_file, tmp_path, capsys):

@@ -242,7 +242,18 @@ def _prepared_set(name: str) -> SemSegSet:
 
 
 def _own_records(name: str) -> SemSegRecords:
-    """Records by the loader that a set was registered with, outside of lt_det."""
+    """Records by the loader that a set was registered with, outside of lt_det.
+
+    Raises:
+        ConfigError: the set ignores another value than 255.
+        MissingFileError, DataError: files or keys that are missing.
+    """
+    ignored = MetadataCatalog.get(name).get("ignore_label", IGNORED)
+    if ignored != IGNORED:
+        raise ConfigError(
+            f"data set {name!r} has the `ignore_label` {ignored} in its metadata; ignored pixels "
+            f"of a label map are {IGNORED}"
+        )
     records = load_own(name)
     for record in records:
         if "file_name" not in record or "sem_seg_file_name" not in record:
