@@ -274,11 +274,18 @@ class LongTailDeepLabV3PlusHead(PixelHead, DeepLabV3PlusHead):
         """Translate `cfg`; see the class for the arguments.
 
         Raises:
-            ConfigError: a feature that the backbone does not have, or a crop whose size is not
-                given in pixels or not divisible by the stride of the last feature.
+            ConfigError: a feature that the backbone does not have, a number of PROJECT_CHANNELS
+                that does not fit the features, or a crop whose size is not given in pixels or
+                not divisible by the stride of the last feature.
         """
-        names = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+        node = cfg.MODEL.SEM_SEG_HEAD
+        names, channels = node.IN_FEATURES, node.PROJECT_CHANNELS
         shapes = chosen_features(input_shape, names, "MODEL.SEM_SEG_HEAD.IN_FEATURES")
+        if len(channels) != len(names) - 1:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(channels)}; it takes one number "
+                f"for each but the last of IN_FEATURES, {list(names)}"
+            )
         _check_crop(cfg.INPUT.CROP, max(shape.stride for shape in shapes.values()))
         ret = super().from_config(cfg, input_shape)
         del ret["num_classes"], ret["loss_type"]
