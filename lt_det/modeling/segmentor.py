@@ -176,13 +176,21 @@ class LongTailSegmentor(SemanticSegmentor):
         """(C, height, width) scores of one image."""
         image = self._image(x)
         size = (x.get("height", image.shape[-2]), x.get("width", image.shape[-1]))
-        total, views = None, 0
-        for view, mirrored in self._views(image):
-            logits = self._logits(view)
-            scores = self.sem_seg_head.scores(resize(logits.flip(-1) if mirrored else logits, size))
+        views = list(self._views(image))
+        total = None
+        for view, mirrored in views:
+            scores = self._view_scores(view, mirrored, size)
             total = scores if total is None else total.add_(scores)
-            views += 1
-        return total.div_(views)[0] if views > 1 else total[0]
+        return total.div_(len(views)) if len(views) > 1 else total
+
+    def _view_scores(self, view: Tensor, mirrored: bool, size: Sequence[int]) -> Tensor:
+        """(C, height, width) scores of one view, mirrored back."""
+        # One name for all: each full-size map goes as soon as the next is there.
+        logits = self._logits(view)
+        if mirrored:
+            logits = logits.flip(-1)
+        logits = resize(logits, size)
+        return self.sem_seg_head.scores(logits)[0]
 
     def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """(3, h, w) at every scale, and whether it is mirrored."""
@@ -207,7 +215,9 @@ class LongTailSegmentor(SemanticSegmentor):
         height, width = image.shape[-2:]
         batch = self._batch([image])
         logits = widen(self.sem_seg_head.layers(self.backbone(batch)))
-        return resize(logits, batch.shape[-2:])[..., :height, :width]
+        logits = resize(logits, batch.shape[-2:])[..., :height, :width]
+        # What is cut off would be kept along with the rest.
+        return logits.contiguous(memory_format=torch.channels_last)
 
     def _image(self, x: dict) -> Tensor:
         """(3, H, W) float32, normalised."""
