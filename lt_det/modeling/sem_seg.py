@@ -42,7 +42,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def pixel_scores(loss: LongTailLoss, logits: Tensor) -> Tensor:
-    """``loss.scores`` of every pixel, without a further tensor of the size of the logits.
+    """``loss.scores`` of every pixel, in blocks.
 
     Args:
         loss: built with ``has_background=False``.
@@ -103,7 +103,8 @@ class PixelHead(nn.Module):
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The terms of the loss times `loss_weight`; its statistics are updated.
 
-        Beside the logits at full size and their gradient there is no tensor of that size.
+        Of the size of the labels there are the logits and what the loss keeps: their gradient
+        alone for losses in one pass, two further tensors for SoftmaxCE and one for GCL.
 
         Args:
             predictions: (B, L, h, w), what ``layers`` gives.

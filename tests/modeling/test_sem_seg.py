@@ -225,6 +225,15 @@ def test_ignored_pixels_take_no_part(name):
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_the_ignored_value_is_the_heads(value):
+    head, logits, labels = Rows(loss_of("SoftmaxCE")), logits_of(), labels_of((8, 8))
+    head.ignore_value = value
+    labels = torch.where(labels == IGNORED, 7, labels) if value == 7 else labels.clamp(max=4)
+    found = head.losses(logits, labels)["loss_sem_seg"]
+    torch.testing.assert_close(found, F.cross_entropy(logits, labels, ignore_index=value))
+
+
 @pytest.mark.parametrize("name", ["SoftmaxCE", "SoftmaxEQL", "SigmoidEQL", "GCL"])
 def test_no_valid_pixel_gives_zero_with_a_graph_and_no_statistics(name):
     head, logits = Rows(loss_of(name)), logits_of()
