@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    Backbone,
+    SemanticSegmentor,
+)
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lt_det.errors import ConfigError, DataError
@@ -85,7 +90,7 @@ class LongTailSegmentor(SemanticSegmentor):
         flip: whether each view is also seen mirrored.
 
     Raises:
-        ConfigError: a head without scores, or a bad value of the last four arguments.
+        ConfigError: a bad value of `window`, `stride` or `scales`.
     """
 
     @configurable
@@ -109,7 +114,6 @@ class LongTailSegmentor(SemanticSegmentor):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
-        _check_head(sem_seg_head)
         check_views(window, stride, scales)
         self.auxiliary_head, self.auxiliary_weight = auxiliary_head, auxiliary_weight
         self.window, self.stride = window, stride or max(1, window * 2 // 3)
@@ -117,7 +121,12 @@ class LongTailSegmentor(SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Translate `cfg`; see the class for the arguments."""
+        """Translate `cfg`; see the class for the arguments.
+
+        Raises:
+            ConfigError: a head of Detectron2, which gives no scores, or an unknown one.
+        """
+        _check_head_name(cfg.MODEL.SEM_SEG_HEAD.NAME)
         ret = super().from_config(cfg)
         node = cfg.TEST.LT.SEM_SEG
         return ret | {
@@ -167,13 +176,21 @@ class LongTailSegmentor(SemanticSegmentor):
         """(C, height, width) scores of one image."""
         image = self._image(x)
         size = (x.get("height", image.shape[-2]), x.get("width", image.shape[-1]))
-        total, views = None, 0
-        for view, mirrored in self._views(image):
-            logits = self._logits(view)
-            scores = self.sem_seg_head.scores(resize(logits.flip(-1) if mirrored else logits, size))
+        views = list(self._views(image))
+        total = None
+        for view, mirrored in views:
+            scores = self._view_scores(view, mirrored, size)
             total = scores if total is None else total.add_(scores)
-            views += 1
-        return total.div_(views)[0] if views > 1 else total[0]
+        return total.div_(len(views)) if len(views) > 1 else total
+
+    def _view_scores(self, view: Tensor, mirrored: bool, size: Sequence[int]) -> Tensor:
+        """(C, height, width) scores of one view, mirrored back."""
+        # One name for all: each full-size map goes as soon as the next is there.
+        logits = self._logits(view)
+        if mirrored:
+            logits = logits.flip(-1)
+        logits = resize(logits, size)
+        return self.sem_seg_head.scores(logits)[0]
 
     def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """(3, h, w) at every scale, and whether it is mirrored."""
@@ -198,7 +215,9 @@ class LongTailSegmentor(SemanticSegmentor):
         height, width = image.shape[-2:]
         batch = self._batch([image])
         logits = widen(self.sem_seg_head.layers(self.backbone(batch)))
-        return resize(logits, batch.shape[-2:])[..., :height, :width]
+        logits = resize(logits, batch.shape[-2:])[..., :height, :width]
+        # What is cut off would be kept along with the rest.
+        return logits.contiguous(memory_format=torch.channels_last)
 
     def _image(self, x: dict) -> Tensor:
         """(3, H, W) float32, normalised."""
@@ -214,13 +233,17 @@ class LongTailSegmentor(SemanticSegmentor):
         return ImageList.from_tensors(maps, divisor, value, **further).tensor
 
 
-def _check_head(head: nn.Module) -> None:
-    if not isinstance(head, PixelHead):
+def _check_head_name(name: str) -> None:
+    heads = [n for n, head in SEM_SEG_HEADS_REGISTRY if _takes_our_losses(head)]
+    if name not in heads:
         raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.NAME: {type(head).__name__} does not know the losses of "
-            "MODEL.LT.LOSS; accepted are LongTailSemSegFPNHead, LongTailDeepLabV3PlusHead, "
-            "FCNHead and UPerNetHead"
+            f"MODEL.SEM_SEG_HEAD.NAME is {name!r}; heads with the losses of MODEL.LT.LOSS are "
+            f"{', '.join(heads)}"
         )
+
+
+def _takes_our_losses(head) -> bool:
+    return isinstance(head, type) and issubclass(head, PixelHead)
 
 
 def check_views(window: int, stride: int, scales: Sequence[float]) -> None:

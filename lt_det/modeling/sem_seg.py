@@ -42,7 +42,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def pixel_scores(loss: LongTailLoss, logits: Tensor) -> Tensor:
-    """``loss.scores`` of every pixel, without a further tensor of the size of the logits.
+    """``loss.scores`` of every pixel, in blocks.
 
     Args:
         loss: built with ``has_background=False``.
@@ -103,7 +103,8 @@ class PixelHead(nn.Module):
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The terms of the loss times `loss_weight`; its statistics are updated.
 
-        Beside the logits at full size and their gradient there is no tensor of that size.
+        Of the size of the labels there are the logits and what the loss keeps: their gradient
+        alone for losses in one pass, two further tensors for SoftmaxCE and one for GCL.
 
         Args:
             predictions: (B, L, h, w), what ``layers`` gives.
@@ -274,11 +275,18 @@ class LongTailDeepLabV3PlusHead(PixelHead, DeepLabV3PlusHead):
         """Translate `cfg`; see the class for the arguments.
 
         Raises:
-            ConfigError: a feature that the backbone does not have, or a crop whose size is not
-                given in pixels or not divisible by the stride of the last feature.
+            ConfigError: a feature that the backbone does not have, a number of PROJECT_CHANNELS
+                that does not fit the features, or a crop whose size is not given in pixels or
+                not divisible by the stride of the last feature.
         """
-        names = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+        node = cfg.MODEL.SEM_SEG_HEAD
+        names, channels = node.IN_FEATURES, node.PROJECT_CHANNELS
         shapes = chosen_features(input_shape, names, "MODEL.SEM_SEG_HEAD.IN_FEATURES")
+        if len(channels) != len(names) - 1:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(channels)}; it takes one number "
+                f"for each but the last of IN_FEATURES, {list(names)}"
+            )
         _check_crop(cfg.INPUT.CROP, max(shape.stride for shape in shapes.values()))
         ret = super().from_config(cfg, input_shape)
         del ret["num_classes"], ret["loss_type"]
