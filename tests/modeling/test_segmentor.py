@@ -238,10 +238,10 @@ def test_the_auxiliary_head_has_a_loss_and_statistics_of_its_own():
     )
     torch.testing.assert_close(losses["loss_sem_seg_aux"], 0.25 * other([x])["loss_sem_seg"])
     found = named_grad_stats(model)
-    assert list(found) == ["stage0", "stage1"]
+    assert list(found) == ["", "aux"]
     for stats, single in zip(found.values(), (alone, other), strict=True):
         torch.testing.assert_close(stats.pos, single.sem_seg_head.cls_loss.stats.pos)
-    assert not torch.allclose(found["stage0"].pos, found["stage1"].pos)
+    assert not torch.allclose(found[""].pos, found["aux"].pos)
 
 
 def test_the_auxiliary_head_of_the_configuration_trains_and_does_not_predict():
