@@ -18,9 +18,7 @@ WIDTH, HEIGHT = 64, 48
 # Category id -> class id is by order of the ids: elk 0, cat 1, dog 2.
 CATEGORIES = {20: ("dog", "c"), 3: ("elk", "f"), 11: ("cat", "r")}
 NAMES, GROUPS = ["elk", "cat", "dog"], ["f", "r", "c"]
-
-
-pictures = load_tool("pictures")
+shared = load_tool("pictures")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,7 @@ def test_rare_class_is_among_the_chosen_images(script):
 def test_half_rare_a_quarter_common_a_quarter_frequent(script):
     many = records(*[[0]] * 9, *[[0, 1, 2]] * 9, *[[2, 0]] * 9, *[[]] * 9)
     chosen = script.choose_images(many, GROUPS, 8)
-    assert [script.rarest_group(r, GROUPS) for r in chosen] == ["r"] * 4 + ["c"] * 2 + ["f"] * 2
+    assert [shared.rarest_group(r, GROUPS) for r in chosen] == ["r"] * 4 + ["c"] * 2 + ["f"] * 2
 
 
 def test_groups_without_images_leave_room_to_the_others(script):
@@ -150,7 +148,7 @@ def test_different_rare_classes_come_before_more_of_the_same(script):
 
 
 def test_crowded_images_come_last(script):
-    crowd = [1] * (pictures.CROWDED + 1)
+    crowd = [1] * (shared.CROWDED + 1)
     for seed in range(5):
         chosen = script.choose_images(records(crowd, crowd, [1], crowd), GROUPS, 1, seed)
         assert ids(chosen) == [3]
@@ -348,8 +346,8 @@ def test_label_without_a_free_place_is_left_out_and_the_first_one_stays(script):
 def test_contact_sheet_has_every_picture_in_its_place(script):
     pictures = [np.full((h, w, 3), 10 * h, np.uint8) for h, w in ((4, 6), (6, 5), (3, 6))]
     sheet = script.contact_sheet(pictures)
-    second = 6 + pictures.GUTTER
-    assert sheet.shape == (6 + 3, 2 * 6 + pictures.GUTTER, 3)
+    second = 6 + shared.GUTTER
+    assert sheet.shape == (6 + 3, 2 * 6 + shared.GUTTER, 3)
     assert (sheet[:4, :6] == 40).all() and (sheet[:6, second : second + 5] == 60).all()
     assert (sheet[6:, :6] == 30).all()
     assert (sheet[4:6, :6] == 255).all() and (sheet[6:, second:] == 255).all()
@@ -368,7 +366,7 @@ def test_pictures_of_a_run(script, make_run, capsys):
     assert "no prediction" not in err
     assert Image.open(run.output / "6.png").size == (2 * 640 + 36, 480 + 58)
     sheet = Image.open(run.output / "overview.png")
-    assert sheet.size == (2 * (2 * 420 + 36) + pictures.GUTTER, 2 * (315 + 58))
+    assert sheet.size == (2 * (2 * 420 + 36) + shared.GUTTER, 2 * (315 + 58))
 
 
 def test_says_when_the_score_is_above_all_predictions(script, make_run, drawn, capsys):
