@@ -22,6 +22,7 @@ from PIL import Image
 
 from lt_det.data.datasets.label_png import IGNORED, read_class_map
 from lt_det.data.datasets.sem_seg_sets import sem_seg_class_names, sem_seg_records
+from lt_det.data.sem_seg_mapper import read_record_classes
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.sem_seg_predictions import PREDICTIONS_FOLDER
 
@@ -140,7 +141,7 @@ def records_with_classes(run: Path, dataset: str, num_classes: int) -> list[dict
         path = folder / f"{Path(record['file_name']).stem}.png"
         if not path.is_file():
             continue
-        classes = np.unique(read_truth(record, num_classes))
+        classes = np.unique(read_record_classes(record, num_classes))
         annotations = [{"category_id": int(k)} for k in classes if k != IGNORED]
         found.append(
             {**record, "image_id": number, "annotations": annotations, "predicted": str(path)}
@@ -153,12 +154,6 @@ def records_with_classes(run: Path, dataset: str, num_classes: int) -> list[dict
     return found
 
 
-def read_truth(record: dict, num_classes: int) -> np.ndarray:
-    """(H, W) uint8 classes of a record, `IGNORED` where there is no label."""
-    path, zero = record["sem_seg_file_name"], record["zero_is_unlabelled"]
-    return read_class_map(path, num_classes, zero)
-
-
 def draw_record(record: dict, names, groups, panel: int) -> np.ndarray:
     """The picture of a record of `records_with_classes`.
 
@@ -169,7 +164,7 @@ def draw_record(record: dict, names, groups, panel: int) -> np.ndarray:
         image = read_image(record["file_name"], "RGB")
     except OSError as error:
         raise DataError(f"image {record['file_name']} cannot be read: {error}") from error
-    truth = read_truth(record, len(names))
+    truth = read_record_classes(record, len(names))
     predicted = read_class_map(record["predicted"], len(names))
     if not image.shape[:2] == truth.shape == predicted.shape:
         raise DataError(

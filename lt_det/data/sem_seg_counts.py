@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 from lt_det.data.class_counts import ClassCounts, fingerprint_of
 from lt_det.data.class_sets import ClassSets
 from lt_det.data.datasets.file_cache import default_cache_dir
+from lt_det.data.datasets.image_size import upright_size
 from lt_det.data.datasets.label_maps import LabelMaps, count_label_maps
+from lt_det.data.datasets.parallel import default_workers
 from lt_det.data.datasets.sem_seg_sets import (
     find_sem_seg_set,
     sem_seg_class_names,
     sem_seg_records,
 )
+from lt_det.data.image_decode import IMAGE_ERRORS
 from lt_det.data.ragged import offsets_of
 from lt_det.data.sem_seg_records import SemSegRecords, join_sem_seg_records
-from lt_det.errors import ConfigError
+from lt_det.errors import ConfigError, DataError
 from lt_det.evaluation.groups import groups_by_rank, groups_from_counts
 
 GROUP_BY = ("pixels", "images", "borders")
@@ -110,6 +115,36 @@ def sem_seg_training_data(
         labelled = np.flatnonzero(joined.sizes)
         records, joined = records.select(labelled), joined.select(labelled)
     return records, joined
+
+
+def check_sem_seg_files(name: str, *, cache_dir: str | None = None) -> None:
+    """Find in all files of a registered set what would fail when it is read.
+
+    Label maps are read whole once, see `sem_seg_label_maps`; of the images the size is read.
+
+    Raises:
+        ConfigError, MissingFileError, DataError: see `sem_seg_label_maps`; a label map of another
+            size than its image.
+    """
+    records = sem_seg_records(name)
+    sem_seg_label_maps(name, records=records, cache_dir=cache_dir)
+    with ThreadPoolExecutor(default_workers()) as pool:
+        list(pool.map(_check_sizes, records))
+
+
+def _check_sizes(record: dict) -> None:
+    image, labels = record["file_name"], record["sem_seg_file_name"]
+    try:
+        with Image.open(image) as opened:
+            size = upright_size(opened)
+    except IMAGE_ERRORS as error:
+        raise DataError(f"cannot use image {image}: {error}") from error
+    with Image.open(labels) as opened:
+        if opened.size != size:
+            raise DataError(
+                f"label map {labels} has {opened.size[0]} x {opened.size[1]} pixels, its image "
+                f"{image} {size[0]} x {size[1]}"
+            )
 
 
 def _join_class_sets(sets: Sequence[ClassSets]) -> ClassSets:

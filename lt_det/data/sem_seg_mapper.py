@@ -79,9 +79,14 @@ class LongTailSemSegMapper:
             DataError: a file is missing, truncated or no image; the label map is not one, has a
                 value beyond the classes or another size than its image.
         """
-        image = read_image(record["file_name"], self.image_format)
-        height, width = image.shape[:2]
-        classes = self._read_classes(record, (height, width)) if self.is_train else None
+        try:
+            image = read_image(record["file_name"], self.image_format)
+            height, width = image.shape[:2]
+            classes = None
+            if self.is_train:
+                classes = read_record_classes(record, self.num_classes, (height, width))
+        except DataError as error:
+            raise DataError(f"{error}. {SKIP_HINT}" if self.is_train else error) from error
         augmented = T.AugInput(image, sem_seg=classes)
         self.augmentations(augmented)
         sample = {**record, "height": height, "width": width}
@@ -90,16 +95,6 @@ class LongTailSemSegMapper:
         if self.is_train:
             sample["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64, order="C"))
         return sample
-
-    def _read_classes(self, record: dict, size: tuple[int, int]) -> np.ndarray:
-        path, zero = record["sem_seg_file_name"], record.get("zero_is_unlabelled", False)
-        classes = read_class_map(path, self.num_classes, zero)
-        if classes.shape != size:
-            raise DataError(
-                f"label map {path} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
-                f"{record['file_name']} {size[1]} x {size[0]}. {SKIP_HINT}"
-            )
-        return classes
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
@@ -111,4 +106,30 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     try:
         return utils.read_image(path, image_format)
     except IMAGE_ERRORS as error:
-        raise DataError(f"cannot use image {path}: {error}. {SKIP_HINT}") from error
+        raise DataError(f"cannot use image {path}: {error}") from error
+
+
+def read_record_classes(
+    record: dict, num_classes: int, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """(H, W) uint8 classes of the pixels of a record, 255 = ignored.
+
+    Args:
+        record: `file_name`, `sem_seg_file_name` and `zero_is_unlabelled`.
+        num_classes: C.
+        size: (H, W) of the image as it is read; None = not compared.
+
+    Raises:
+        DataError: the file is no label map, has a value beyond the classes or another size than
+            its image.
+    """
+    path = record["sem_seg_file_name"]
+    classes = read_class_map(path, num_classes, record["zero_is_unlabelled"])
+    if size is not None and classes.shape != tuple(size):
+        turned = classes.shape == tuple(size[::-1])
+        why = "; the image is turned by its EXIF orientation, the label map is not" * turned
+        raise DataError(
+            f"label map {path} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
+            f"{record['file_name']} {size[1]} x {size[0]}{why}"
+        )
+    return classes

@@ -17,7 +17,7 @@ import lt_det.modeling  # noqa: F401  registers the heads
 from lt_det.config import OPEN_PARAMS, add_lt_config, node_at, open_params
 from lt_det.data import ClassCounts, register_from_config, report_absent_classes
 from lt_det.engine.stages import check_stage_keys, first_stage_file
-from lt_det.engine.tasks import check_training, task_of
+from lt_det.engine.tasks import check_architecture, check_training, task_of
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
 from lt_det.modeling.build import classifier_from_config, federated_from_config
 from lt_det.registry import unknown_name
@@ -169,6 +169,7 @@ def prepare_config(
     check_device(cfg)
     register_from_config(cfg)
     check_stage_keys(cfg)
+    check_architecture(cfg)
     task = task_of(cfg)
     if training:
         check_training(cfg, ranks)

@@ -218,15 +218,21 @@ class GradientStatisticsHook(HookBase):
 def named_grad_stats(model: torch.nn.Module) -> dict[str, GradStats]:
     """Every GradStats of `model` under a short name.
 
-    "" for the only one, "stage0", "stage1", ... of a cascade, "aux" of an auxiliary head.
+    "" for the only one, "stage0", "stage1", ... of a cascade, "aux" of an auxiliary head,
+    "sem_seg" of the segmentation head of a model that is a detector as well.
     """
     found = {path: m for path, m in model.named_modules() if isinstance(m, GradStats)}
-    aux = [path for path in found if "auxiliary_head" in path.split(".")]
-    main = [path for path in found if path not in aux]
+    boxes = any("roi_heads" in path.split(".") for path, _ in model.named_modules())
+    beside = {"auxiliary_head": "aux"} | ({"sem_seg_head": "sem_seg"} if boxes else {})
+    result, main = {}, []
+    for path, stats in found.items():
+        name = next((beside[part] for part in path.split(".") if part in beside), None)
+        if name is None:
+            main.append(stats)
+        else:
+            result[name] = stats
     names = [""] if len(main) == 1 else [f"stage{k}" for k in range(len(main))]
-    return {
-        name: found[path] for name, path in zip(names + ["aux"] * len(aux), main + aux, strict=True)
-    }
+    return {**dict(zip(names, main, strict=True)), **result}
 
 
 def check_ranks_agree(model: torch.nn.Module) -> None:

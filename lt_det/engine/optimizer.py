@@ -1,8 +1,10 @@
-"""Learning rates that differ within a model."""
+"""Learning rates: those that differ within a model, and the poly schedule."""
 
 from __future__ import annotations
 
 import torch
+from detectron2 import solver
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from torch import nn
 
 from lt_det.errors import ConfigError
@@ -41,3 +43,35 @@ def scale_learning_rate(optimizer: torch.optim.Optimizer, model: nn.Module, fact
         group["lr"] *= factor
         if "initial_lr" in group:
             group["initial_lr"] *= factor
+
+
+class PolyLR(WarmupPolyLR):
+    """``WarmupPolyLR`` of Detectron2's DeepLab project, of which a checkpoint holds the place only.
+
+    Detectron2's other schedules do the same: length, power and warm-up are the configuration's,
+    so that a resumed run takes the schedule that it is given.
+    """
+
+    def state_dict(self) -> dict:
+        """Initial rates and number of steps."""
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.base_lrs, self.last_epoch = state["base_lrs"], state["last_epoch"]
+
+
+def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer):
+    """Detectron2's schedules, and ``WarmupPolyLR`` with ``SOLVER.POLY_LR_*``."""
+    node = cfg.SOLVER
+    if node.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return solver.build_lr_scheduler(cfg, optimizer)
+    return PolyLR(
+        optimizer,
+        node.MAX_ITER,
+        warmup_factor=node.WARMUP_FACTOR,
+        warmup_iters=node.WARMUP_ITERS,
+        warmup_method=node.WARMUP_METHOD,
+        power=node.POLY_LR_POWER,
+        constant_ending=node.POLY_LR_CONSTANT_ENDING,
+    )

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.utils import comm
 
 from lt_det.data import ClassCounts, dataset_info, get_class_counts, get_records
 from lt_det.data.build import check_loading, images_per_pass
@@ -17,23 +18,24 @@ from lt_det.data.datasets.image_sets import (
     image_records,
     image_set_counts,
 )
-from lt_det.data.datasets.label_png import read_class_map
 from lt_det.data.datasets.sem_seg_sets import (
     find_sem_seg_set,
     sem_seg_class_names,
     sem_seg_records,
 )
 from lt_det.data.image_records import check_image_records
-from lt_det.data.sem_seg_counts import sem_seg_class_counts
+from lt_det.data.sem_seg_counts import check_sem_seg_files, sem_seg_class_counts
+from lt_det.data.sem_seg_mapper import read_record_classes
 from lt_det.errors import ConfigError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
 from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator, check_save
 from lt_det.evaluation.sem_seg_metrics import SIZES
+from lt_det.evaluation.sem_seg_predictions import remove_predictions
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.build import loss_from_config
-from lt_det.modeling.segmentor import check_views
+from lt_det.modeling.segmentor import check_head_name, check_views
 from lt_det.modeling.sem_seg import PixelHead, pixel_loss_from_config
 
 
@@ -198,8 +200,8 @@ class Segmentation:
 
     @staticmethod
     def has_our_loss(cfg) -> bool:
-        """Whether the head takes its loss from ``MODEL.LT.LOSS``."""
-        return issubclass(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME), PixelHead)
+        """Always."""
+        return True
 
     @staticmethod
     def counts(cfg) -> ClassCounts:
@@ -216,6 +218,7 @@ class Segmentation:
     @staticmethod
     def loss(cfg) -> LongTailLoss:
         """Of ``MODEL.LT.LOSS``."""
+        check_head_name(cfg.MODEL.SEM_SEG_HEAD.NAME)
         return pixel_loss_from_config(cfg)
 
     @staticmethod
@@ -226,11 +229,11 @@ class Segmentation:
 
     @staticmethod
     def check_test_files(cfg, name: str) -> None:
-        """Every image has its label map, and the views and files asked for make sense."""
-        sem_seg_records(name)
+        """Every image has a label map that can be read, and ``TEST.LT.SEM_SEG`` makes sense."""
         node = cfg.TEST.LT.SEM_SEG
         check_views(node.WINDOW, node.STRIDE, node.SCALES)
-        check_save(node.SAVE)
+        check_save(node.SAVE, [record["file_name"] for record in sem_seg_records(name)])
+        check_sem_seg_files(name, cache_dir=cfg.DATASETS.LT.CACHE_DIR or None)
 
     @staticmethod
     def metrics(cfg) -> list[str]:
@@ -247,6 +250,9 @@ class Segmentation:
         if counts is not None:
             known = {"images": counts.images.tolist(), "pixels": counts.pixels.tolist()}
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if comm.is_main_process():
+            remove_predictions(_output_dir(cfg, name))
+        comm.synchronize()
         return LongTailSemSegEvaluator(
             dataset_name=name,
             class_names=sem_seg_class_names(name),
@@ -264,7 +270,6 @@ class Segmentation:
 TASKS = {
     "LongTailClassifier": Classification,
     "LongTailSegmentor": Segmentation,
-    "SemanticSegmentor": Segmentation,
 }
 
 
@@ -277,6 +282,28 @@ def check_training(cfg, ranks: int | None = None) -> None:
     """Raise a ConfigError for values that only the training loader would find wrong."""
     images_per_pass(cfg, ranks)
     check_loading(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+        _check_panoptic(cfg)
+
+
+def check_architecture(cfg) -> None:
+    """Raise a ConfigError for a model that would leave out what the configuration asks for."""
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        raise ConfigError(
+            "MODEL.META_ARCHITECTURE is SemanticSegmentor; LongTailSegmentor is that with an "
+            "auxiliary head, windows and scales"
+        )
+
+
+def _check_panoptic(cfg) -> None:
+    if issubclass(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME), PixelHead):
+        pixel_loss_from_config(cfg)
+    for name in cfg.DATASETS.TRAIN:
+        if "sem_seg_file_name" not in get_records(name)[0]:
+            raise ConfigError(
+                f"DATASETS.TRAIN {name} has boxes but no label maps, of which a PanopticFPN needs "
+                "both; Detectron2's coco_2017_train_panoptic_separated has them"
+            )
 
 
 def _output_dir(cfg, name: str) -> str:
@@ -301,9 +328,8 @@ def _check_sem_seg_set(name: str, key: str) -> None:
 
 
 def _read_labels(num_classes: int, record: dict):
-    """(H, W) uint8 classes of a record, 255 = ignored."""
-    path, zero = record["sem_seg_file_name"], record["zero_is_unlabelled"]
-    return read_class_map(path, num_classes, zero)
+    """(H, W) uint8 classes of a sample of the test loader, 255 = ignored."""
+    return read_record_classes(record, num_classes, (record["height"], record["width"]))
 
 
 def _sem_seg_groups(cfg) -> str:

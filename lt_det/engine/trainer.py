@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.projects import deeplab
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -28,7 +27,7 @@ from lt_det.engine.hooks import (
     set_aside_results,
 )
 from lt_det.engine.norm_statistics import average_norm_statistics
-from lt_det.engine.optimizer import scale_learning_rate
+from lt_det.engine.optimizer import build_lr_scheduler, scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from lt_det.engine.stages import load_backbone, load_first_stage, report_backbone_differences
 from lt_det.engine.step import StepTrainer
@@ -190,6 +189,7 @@ class LongTailTrainer(DefaultTrainer):
         if scheduled_losses(self.model):
             ret.append(ProgressHook(self.model))
         stats = named_grad_stats(self.model)
+        stats.pop("sem_seg", None)  # names and counts are those of the boxes
         if stats and comm.is_main_process():
             ret.append(
                 GradientStatisticsHook(
@@ -253,8 +253,8 @@ class LongTailTrainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
-        """Detectron2's, and the ``WarmupPolyLR`` of its DeepLab project."""
-        return deeplab.build_lr_scheduler(cfg, optimizer)
+        """See :func:`lt_det.engine.optimizer.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg):

@@ -235,10 +235,7 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         elif images[identity] == file_name:
             raise DataError(f"{file_name} was processed twice for {self._dataset_name}")
         else:
-            raise DataError(
-                f"{images[identity]} and {file_name} would both be kept as {identity}.png; set "
-                f"{SAVE_KEY} to 'json'"
-            )
+            raise DataError(_same_name(images[identity], file_name))
 
     def _write(self, file_name: str, predicted: np.ndarray) -> None:
         if self._save == "png":
@@ -315,10 +312,25 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         logger.info(f"Results of {self._dataset_name} (percent):\n{table}")
 
 
-def check_save(save: str) -> None:
-    """Raise a ConfigError for a value that ``TEST.LT.SEM_SEG.SAVE`` cannot have."""
+def check_save(save: str, file_names: Sequence[str] = ()) -> None:
+    """Raise a ConfigError for a value that ``TEST.LT.SEM_SEG.SAVE`` cannot have.
+
+    Args:
+        save: the value.
+        file_names: of the images; a prediction kept as PNG is called like its image.
+    """
     if save not in SAVE_FORMS:
         raise ConfigError(f"{SAVE_KEY} must be '', 'png' or 'json', got {save!r}")
+    seen: dict[str, str] = {}
+    for file_name in file_names if save == "png" else ():
+        if seen.setdefault(_stem(file_name), file_name) != file_name:
+            raise ConfigError(_same_name(seen[_stem(file_name)], file_name))
+
+
+def _same_name(first: str, second: str) -> str:
+    return (
+        f"{first} and {second} would both be kept as {_stem(first)}.png; set {SAVE_KEY} to 'json'"
+    )
 
 
 def _stem(file_name: str) -> str:

@@ -274,7 +274,7 @@ def counted_iou(areas: Areas) -> np.ndarray:
 
 
 def overall(areas: Areas) -> dict[str, float]:
-    """The four numbers of Detectron2's `SemSegEvaluator`; NaN without labelled pixels.
+    """The four numbers of Detectron2 0.5's `SemSegEvaluator`; NaN without labelled pixels.
 
     - ``mIoU``: mean of :func:`counted_iou`;
     - ``fwIoU``: mean IoU, weighted by the labelled pixels of the classes;

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,6 +29,13 @@ def write_label_png(path: str | os.PathLike, labels: np.ndarray) -> None:
     """Write an (H, W) uint8 map, all or nothing."""
     with atomic_file(path, binary=True) as f:
         Image.fromarray(labels).save(f, format="PNG")
+
+
+def remove_predictions(folder: str | os.PathLike) -> None:
+    """Remove what an earlier evaluation has kept in `folder`: it is of other weights."""
+    shutil.rmtree(os.path.join(folder, PREDICTIONS_FOLDER), ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, PREDICTIONS_FILE))
 
 
 def class_rles(labels: np.ndarray) -> dict[int, str]:

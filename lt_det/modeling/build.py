@@ -17,7 +17,12 @@ FEDERATED_MODES = ("annotated", "sampled")
 
 
 def loss_from_config(
-    cfg, *, num_classes: int, has_background: bool, class_counts: Sequence[float] | None = None
+    cfg,
+    *,
+    num_classes: int,
+    has_background: bool,
+    class_counts: Sequence[float] | None = None,
+    seed_offset: int = 0,
 ) -> LongTailLoss:
     """The loss of ``MODEL.LT.LOSS``.
 
@@ -27,6 +32,8 @@ def loss_from_config(
         has_background: whether a target may be C.
         class_counts: (C,) training examples of each class, empty = unknown; None = those of
             ``MODEL.LT.CLASS_COUNTS``.
+        seed_offset: added to ``SEED`` where the loss draws noise; another one for each of several
+            heads keeps them from drawing the same.
 
     Raises:
         ConfigError: whatever :func:`~lt_det.losses.build_loss` finds wrong.
@@ -37,7 +44,8 @@ def loss_from_config(
     params = dict(node.PARAMS)
     try:
         if "seed" in loss_parameters(node.NAME) and cfg.SEED >= 0:
-            params.setdefault("seed", cfg.SEED)  # runs with other seeds draw other noise
+            # Runs with other seeds draw other noise.
+            params.setdefault("seed", cfg.SEED + seed_offset)
         return build_loss(
             node.NAME,
             num_classes=num_classes,

@@ -142,7 +142,7 @@ class FCNHead(PixelHead):
 
 
 def auxiliary_head_from_config(cfg, shapes: Mapping[str, ShapeSpec]) -> FCNHead | None:
-    """The head of ``MODEL.LT.SEM_SEG.AUX`` with a loss and statistics of its own.
+    """The head of ``MODEL.LT.SEM_SEG.AUX`` with a loss, statistics and noise of its own.
 
     Its loss has weight 1.
 
@@ -166,5 +166,5 @@ def auxiliary_head_from_config(cfg, shapes: Mapping[str, ShapeSpec]) -> FCNHead 
         concat_input=False,
         dropout=cfg.MODEL.LT.SEM_SEG.DROPOUT,
         norm=cfg.MODEL.SEM_SEG_HEAD.NORM,
-        **(pixel_arguments(cfg, node.CHANNELS) | {"loss_weight": 1.0}),
+        **(pixel_arguments(cfg, node.CHANNELS, seed_offset=1) | {"loss_weight": 1.0}),
     )

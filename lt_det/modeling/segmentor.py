@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -126,7 +127,7 @@ class LongTailSegmentor(SemanticSegmentor):
         Raises:
             ConfigError: a head of Detectron2, which gives no scores, or an unknown one.
         """
-        _check_head_name(cfg.MODEL.SEM_SEG_HEAD.NAME)
+        check_head_name(cfg.MODEL.SEM_SEG_HEAD.NAME)
         ret = super().from_config(cfg)
         node = cfg.TEST.LT.SEM_SEG
         return ret | {
@@ -233,7 +234,8 @@ class LongTailSegmentor(SemanticSegmentor):
         return ImageList.from_tensors(maps, divisor, value, **further).tensor
 
 
-def _check_head_name(name: str) -> None:
+def check_head_name(name: str) -> None:
+    """Raise a ConfigError unless `name` is a registered :class:`PixelHead`."""
     heads = [n for n, head in SEM_SEG_HEADS_REGISTRY if _takes_our_losses(head)]
     if name not in heads:
         raise ConfigError(
@@ -253,12 +255,18 @@ def check_views(window: int, stride: int, scales: Sequence[float]) -> None:
             f"TEST.LT.SEM_SEG.WINDOW is {window}; accepted are a number of pixels and 0 (the "
             "whole image)"
         )
+    if stride and not window:
+        raise ConfigError(
+            f"TEST.LT.SEM_SEG.STRIDE is {stride}, but there are no windows: set "
+            "TEST.LT.SEM_SEG.WINDOW"
+        )
     if stride < 0 or stride > window:
         raise ConfigError(
             f"TEST.LT.SEM_SEG.STRIDE is {stride}; accepted are 1 to the WINDOW, {window}, and 0 "
             "(two thirds of it)"
         )
-    if not scales or not min(scales) > 0:
+    numbers = all(isinstance(scale, (int, float)) for scale in scales)
+    if not scales or not numbers or not 0 < min(scales) <= max(scales) < math.inf:
         raise ConfigError(
             f"TEST.LT.SEM_SEG.SCALES is {list(scales)}; it takes at least one number, all above 0"
         )

@@ -132,7 +132,7 @@ def _term_name(name: str) -> str:
     return "loss_sem_seg" + name.removeprefix("loss").removeprefix("_cls")
 
 
-def pixel_loss_from_config(cfg) -> LongTailLoss:
+def pixel_loss_from_config(cfg, seed_offset: int = 0) -> LongTailLoss:
     """The loss of ``MODEL.LT.LOSS`` for pixels, with statistics of its own.
 
     Class counts are those of ``MODEL.LT.CLASS_COUNTS``; in a ``PanopticFPN``, where these are
@@ -149,6 +149,7 @@ def pixel_loss_from_config(cfg) -> LongTailLoss:
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             has_background=False,
             class_counts=cfg.MODEL.LT.SEM_SEG.CLASS_COUNTS if panoptic else None,
+            seed_offset=seed_offset,
         )
     except ConfigError as error:
         counts = "MODEL.LT.SEM_SEG.CLASS_COUNTS" if panoptic else "MODEL.LT.CLASS_COUNTS"
@@ -165,9 +166,9 @@ def pixel_loss_from_config(cfg) -> LongTailLoss:
     return loss
 
 
-def pixel_arguments(cfg, in_features: int) -> dict:
+def pixel_arguments(cfg, in_features: int, seed_offset: int = 0) -> dict:
     """What every head takes: loss, classifier of (M, `in_features`), ignored label, weight."""
-    loss = pixel_loss_from_config(cfg)
+    loss = pixel_loss_from_config(cfg, seed_offset)
     return {
         "loss": loss,
         "classifier": classifier_from_config(cfg, loss, in_features),

@@ -1,5 +1,6 @@
 """Semantic segmentation through the trainer, on a tiny generated set."""
 
+import json
 import shutil
 
 import numpy as np
@@ -98,8 +99,7 @@ def test_a_killed_run_goes_on_bit_exactly(config, options, tmp_path):
     assert states[0]["trainer"]["ranks"][0]["data_loader"]["order"].startswith("cben, ")
     stats = named_grad_stats(trainer.model)
     assert list(stats) == ([] if config == "ce" else ["", "aux"])
-    for own in stats.values():
-        assert own.pos.sum() > 0 and not torch.equal(own.pos, torch.zeros_like(own.pos))
+    assert all(own.pos.sum() > 0 for own in stats.values())
     if stats:  # two heads, two sets of statistics
         assert not torch.equal(stats[""].pos, stats["aux"].pos)
 
@@ -131,7 +131,11 @@ def test_the_record_says_what_was_measured(options, tmp_path, maps):
     truth, predicted = np.concatenate(truth), np.concatenate(predicted)
     right = (truth == predicted)[truth > 0].mean()
     assert record["metrics"]["sem_seg"]["pACC"] == pytest.approx(100 * right, rel=1e-12)
-    assert record["metrics"]["sem_seg"]["boundary_mIoU"] >= 0
+    values = np.array(columns["sem_seg/boundary_IoU"], float)
+    only_predicted = np.isnan(values) & np.isin(np.arange(len(CLASSES)) + 1, predicted)
+    # A class that is only predicted counts as 0; along boundaries it may not come at all.
+    low = np.nansum(values) / (np.isfinite(values).sum() + only_predicted.sum())
+    assert low - 1e-9 <= record["metrics"]["sem_seg"]["boundary_mIoU"] <= np.nanmean(values) + 1e-9
 
 
 def test_groups_by_images_and_by_borders(options, tmp_path):
@@ -204,10 +208,22 @@ WRONG = {
     "ratio": (["DATALOADER.LT.SEM_SEG.RATIO", "(2.0, 0.5)"], ConfigError, "SEM_SEG.RATIO"),
     "ignored": (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"], ConfigError, "IGNORE_VALUE is 0"),
     "scales": (["TEST.LT.SEM_SEG.SCALES", "(0.0,)"], ConfigError, "SEM_SEG.SCALES"),
+    "a scale": (["TEST.LT.SEM_SEG.SCALES", "('a',)"], ConfigError, "SEM_SEG.SCALES"),
     "stride": (
         ["TEST.LT.SEM_SEG.WINDOW", "32", "TEST.LT.SEM_SEG.STRIDE", "64"],
         ConfigError,
-        "STRIDE",
+        "STRIDE is 64; accepted are 1 to the WINDOW, 32",
+    ),
+    "no windows": (["TEST.LT.SEM_SEG.STRIDE", "64"], ConfigError, "there are no windows"),
+    "head": (
+        ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"],
+        ConfigError,
+        "NAME is 'SemSegFPNHead'; .* LongTailSemSegFPNHead.*UPerNetHead",
+    ),
+    "architecture": (
+        ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
+        ConfigError,
+        "LongTailSegmentor is that with",
     ),
     "save": (["TEST.LT.SEM_SEG.SAVE", "npz"], ConfigError, "TEST.LT.SEM_SEG.SAVE"),
     "metric": (
@@ -226,6 +242,90 @@ def test_wrong_values_are_named_before_anything_is_written(options, tmp_path, wh
     with pytest.raises(error, match=f"(?s){message}"):
         cfg = load_config("configs/quick/sem_seg_ce.yaml", [*options, *more])
         prepare_config(cfg)
+
+
+def test_a_longer_schedule_is_taken_up_on_resume(options, tmp_path):
+    """The checkpoint holds the place in the schedule and not its length."""
+    train("ce", options, tmp_path / "run")
+    longer = ["SOLVER.MAX_ITER", 9, "SOLVER.POLY_LR_POWER", 2.0]
+    trainer = train("ce", options, tmp_path / "run", *longer, resume=True)
+    state = trainer.scheduler.state_dict()
+    assert state == {"base_lrs": state["base_lrs"], "last_epoch": 9}
+    lines = (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    lines = [line for line in map(json.loads, lines) if "lr" in line]
+    rates = {line["iteration"]: line["lr"] for line in lines}
+    assert rates[8] == pytest.approx(0.01 * (1 - 8 / 9) ** 2, rel=1e-9)
+
+
+BAD_TEST_MAPS = {
+    "colour": (lambda m: Image.fromarray(np.stack([m] * 3, axis=2)), "has mode RGB"),
+    "16 bits": (lambda m: Image.fromarray(m.astype(np.uint16)), "has mode I;16"),
+    "value": (lambda m: Image.fromarray(np.full_like(m, 99)), "value 99 is beyond the class list"),
+    "size": (lambda m: Image.fromarray(m[1:]), "pixels, its image"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TEST_MAPS)
+def test_label_maps_to_test_on_are_looked_at_before_the_training(maps, tmp_path, what):
+    copy = tmp_path / "copy"
+    shutil.copytree(maps, copy)
+    path = sorted((copy / "labels" / "val").iterdir())[2]
+    make, message = BAD_TEST_MAPS[what]
+    make(np.array(Image.open(path))).save(path)
+    options = options_of(copy, tmp_path, f"maps_{what.replace(' ', '_')}")
+    with pytest.raises(DataError, match=f"(?s){path}.*{message}"):
+        train("ce", options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_one_name_cannot_both_be_kept(maps, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(maps, copy)
+    for kind in ("images", "labels"):
+        (copy / kind / "val" / "again").mkdir()
+        first = sorted(p for p in (copy / kind / "val").iterdir() if p.is_file())[0]
+        shutil.copy(first, copy / kind / "val" / "again")
+    options = options_of(copy, tmp_path, "maps_twice")
+    with pytest.raises(ConfigError, match="would both be kept as 00001.png.*'json'"):
+        train("ce", options, tmp_path / "run")
+    train("ce", options, tmp_path / "run", "TEST.LT.SEM_SEG.SAVE", "json", "SOLVER.MAX_ITER", 1)
+    record = read_record(tmp_path / "run" / "results" / "maps_twice_val.json")
+    assert record["protocol"]["images"] == 5
+
+
+def test_kept_predictions_are_those_of_the_last_evaluation(options, tmp_path):
+    kept = tmp_path / "run" / "inference" / "maps_val"
+    train("ce", options, tmp_path / "run", "SOLVER.MAX_ITER", 1)
+    assert len(list((kept / "predictions").iterdir())) == 4
+    more = ["SOLVER.MAX_ITER", 2, "TEST.LT.SEM_SEG.SAVE", ""]
+    train("ce", options, tmp_path / "run", *more, resume=True)
+    assert not (kept / "predictions").exists()
+
+
+def test_main_and_auxiliary_head_draw_noise_of_their_own(options, tmp_path):
+    trainer = train("ce", options, tmp_path / "run", "MODEL.LT.LOSS.NAME", "GCL")
+    state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    noise = [
+        state[f"{head}.cls_loss.noise._extra_state"].tolist()
+        for head in ("sem_seg_head", "auxiliary_head")
+    ]
+    assert noise == [[1, 6], [2, 6]]  # seed, draws
+    assert trainer.cfg.SEED == 1
+
+
+def test_a_panoptic_model_needs_label_maps_and_its_statistics_are_told_apart(tiny_options):
+    options = [
+        *(*tiny_options, "MODEL.META_ARCHITECTURE", "PanopticFPN"),
+        *("MODEL.SEM_SEG_HEAD.NAME", "LongTailSemSegFPNHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    ]
+    cfg = load_config("configs/quick/lvis_eqlv2.yaml", options)
+    with pytest.raises(ConfigError, match="has boxes but no label maps"):
+        prepare_config(cfg)
+    prepare_config(cfg, training=False)
+    model = LongTailTrainer.build_model(cfg)
+    stats = named_grad_stats(model)
+    assert list(stats) == ["", "sem_seg"]
+    assert stats["sem_seg"] is model.sem_seg_head.cls_loss.stats
 
 
 def test_a_file_that_breaks_later_stops_the_run_or_is_skipped_and_counted(maps, tmp_path, caplog):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lt_det.data.datasets.image_size import upright_size
 from lt_det.data.datasets.label_png import read_label_png
 from lt_det.data.datasets.parallel import map_files
 from lt_det.data.datasets.paths import datasets_root
@@ -25,9 +26,6 @@ IGNORED = 255
 EXPECTED = {"training": 20210, "validation": 2000}
 IMAGES, ANNOTATIONS, PREPARED = "images", "annotations", "annotations_detectron2"
 SOURCE = "http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)"
-
-_EXIF_ORIENTATION = 0x0112
-_QUARTER_TURNS = (5, 6, 7, 8)  # orientations in which width and height change places
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: not a readable image.
     """
-    image = _decode(path)
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # Detectron2 reads an image with damaged EXIF data as one without
-        orientation = None
-    return image.size[::-1] if orientation in _QUARTER_TURNS else image.size
+    return upright_size(_decode(path))
 
 
 def _decode(path: Path) -> Image.Image:
