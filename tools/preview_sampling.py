@@ -132,7 +132,7 @@ def draw(rules, report):
         percent = 100 * np.array(rule["expected_images"])[order] / rule["epoch_length"]
         style = line_style(k, markers=len(order) <= MAX_MARKERS)
         axes.plot(percent, label=labels[k], **style)
-    groups = shade_groups(axes, np.array(report["per_class"]["group"])[order])
+    groups = shade_groups(axes, report, order)
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.set_ylabel("% of the images of an epoch")
     label_classes(axes, {**report, "num_classes_without_images": 0}, order)

@@ -23,13 +23,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lt_det.data.examine import Examined
+from lt_det.data.examine import IMAGE_LIST, JSON, LABEL_MAPS, Examined
 from lt_det.data.imbalance import gini, group_shares, imbalance_factor, top_share
-from lt_det.evaluation.groups import GROUPS, group_sizes
+from lt_det.evaluation.groups import GROUP_WORDS, GROUPS, group_sizes
 from lt_det.evaluation.results import markdown
 
 FORMAT_VERSION = 1
-GROUP_WORDS = {"r": "rare", "c": "common", "f": "frequent"}
+# Task of a kind of data, for the words of its groups.
+_TASKS = {JSON: "instance", LABEL_MAPS: "sem_seg", IMAGE_LIST: "classification"}
 # More classes than these are shown by both ends of the order.
 MAX_ROWS = 40
 ROWS_PER_END = 10
@@ -71,6 +72,11 @@ def units_of(report: Mapping) -> list[str]:
     return list(report["totals"])
 
 
+def group_words(report: Mapping) -> dict[str, str]:
+    """What the groups of data of this kind are called: letter -> word."""
+    return GROUP_WORDS[_TASKS[report["kind"]]]
+
+
 def frequency_order(report: Mapping) -> np.ndarray:
     """(C,) class ids from the most to the fewest images; then by the other unit, then by id."""
     columns = [-np.array(report["per_class"][unit]) for unit in units_of(report)]
@@ -109,7 +115,7 @@ def summary_text(report: Mapping) -> str:
     for g in reversed(GROUPS):
         group = report["groups"][g]
         shares = [_percent(group[u]) for u in units]
-        lines.append([f"{GROUP_WORDS[g]} ({g})", str(group["classes"]), *shares])
+        lines.append([f"{group_words(report)[g]} ({g})", str(group["classes"]), *shares])
     return (
         f"{report['source']} ({report['kind']})\n"
         f"{number} any class), {report['num_classes']:,} classes "

@@ -88,6 +88,7 @@ def test_numbers_of_label_maps(tmp_path, run):
     assert report["per_class"]["pixels"] == [2, 0, 1] and report["per_class"]["images"] == [1, 0, 1]
     assert report["num_classes_without_images"] == 1
     assert ["wall", "0", "r", "1", "50.00 %", "2", "66.67 %"] in rows(text)
+    assert ["tail (r)", "3", "100.00 %", "100.00 %"] in rows(text)
 
 
 def test_a_registered_set_of_a_configuration_file(tmp_path, run):
@@ -126,7 +127,12 @@ def test_list_files_keep_their_groups_under_a_configuration_file(tmp_path, run):
     (tmp_path / "plain.yaml").write_text("SEED: 1\n")
     (tmp_path / "own.yaml").write_text("DATASETS:\n  LT:\n    GROUP_BORDERS: (4, 20)\n")
     assert add_lt_config(get_cfg()).DATASETS.LT.GROUP_BORDERS == LVIS_BORDERS
-    _, report = run(path, "--config-file", tmp_path / "plain.yaml")
+    text, report = run(path, "--config-file", tmp_path / "plain.yaml")
+    assert [row[:2] for row in rows(text)[5:8]] == [
+        ["many (f)", "1"],
+        ["medium (c)", "1"],
+        ["few (r)", "2"],
+    ]
     assert report["borders"] == [19, 100] and report["per_class"]["group"] == list("fcrr")
     _, report = run(path, "--config-file", tmp_path / "own.yaml")
     assert report["borders"] == [4, 20] and report["per_class"]["group"] == list("ffcr")
@@ -271,6 +277,7 @@ def test_pixels_have_an_axis_of_their_own():
     assert left.get_ylim()[1] < 100 and right.get_ylim()[1] > 90000
     assert right.collections[0].get_offsets().tolist() == [[0, 2000], [1, 90000]]
     assert right.get_legend() is not None and left.get_legend() is None
+    assert right.get_legend().get_texts()[-1].get_text() == "tail: 2 classes"
     assert left.get_title().startswith("b/set: ")
 
 
