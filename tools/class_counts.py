@@ -67,7 +67,8 @@ def add_input_arguments(parser):
         metavar=("R", "C"),
         help="last image count of the groups r and c. Default: the groups of the annotation file "
         "if it has them, else DATASETS.LT.GROUP_BORDERS of --config-file, else 10 100; for list "
-        "files 19 100 (few, medium, many shots) unless the file has other ones than 10 100",
+        "files 19 100 (few, medium, many shots) unless the file has other ones than 10 100; for "
+        "label maps thirds of the classes by pixels, or as DATASETS.LT.SEM_SEG.GROUP_BY says",
     )
     parser.add_argument("--cache-dir", help="default: $DETECTRON2_DATASETS/lt_det_cache")
 
@@ -91,9 +92,11 @@ def open_input(args, cfg=None):
     cache_dir = args.cache_dir
     if cfg is not None:
         cache_dir = cache_dir or cfg.DATASETS.LT.CACHE_DIR
-        # The default is no choice: list files keep their own borders then.
-        if not args.borders and tuple(cfg.DATASETS.LT.GROUP_BORDERS) != LVIS_BORDERS:
-            options["borders"] = cfg.DATASETS.LT.GROUP_BORDERS
+        if not args.borders:
+            options["group_by"] = cfg.DATASETS.LT.SEM_SEG.GROUP_BY
+            # The default is no choice: list files keep their own borders then.
+            if tuple(cfg.DATASETS.LT.GROUP_BORDERS) != LVIS_BORDERS:
+                options["borders"] = cfg.DATASETS.LT.GROUP_BORDERS
     return examine(
         args.target,
         class_file=args.classes,
