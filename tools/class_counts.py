@@ -26,10 +26,10 @@ from matplotlib.patches import Patch
 
 from lt_det.data import register_from_config
 from lt_det.data.class_report import (
-    GROUP_WORDS,
     class_report,
     class_table,
     frequency_order,
+    group_words,
     shown_classes,
     summary_text,
     units_of,
@@ -67,7 +67,8 @@ def add_input_arguments(parser):
         metavar=("R", "C"),
         help="last image count of the groups r and c. Default: the groups of the annotation file "
         "if it has them, else DATASETS.LT.GROUP_BORDERS of --config-file, else 10 100; for list "
-        "files 19 100 (few, medium, many shots) unless the file has other ones than 10 100",
+        "files 19 100 (few, medium, many shots) unless the file has other ones than 10 100; for "
+        "label maps thirds of the classes by pixels, or as DATASETS.LT.SEM_SEG.GROUP_BY says",
     )
     parser.add_argument("--cache-dir", help="default: $DETECTRON2_DATASETS/lt_det_cache")
 
@@ -91,9 +92,11 @@ def open_input(args, cfg=None):
     cache_dir = args.cache_dir
     if cfg is not None:
         cache_dir = cache_dir or cfg.DATASETS.LT.CACHE_DIR
-        # The default is no choice: list files keep their own borders then.
-        if not args.borders and tuple(cfg.DATASETS.LT.GROUP_BORDERS) != LVIS_BORDERS:
-            options["borders"] = cfg.DATASETS.LT.GROUP_BORDERS
+        if not args.borders:
+            options["group_by"] = cfg.DATASETS.LT.SEM_SEG.GROUP_BY
+            # The default is no choice: list files keep their own borders then.
+            if tuple(cfg.DATASETS.LT.GROUP_BORDERS) != LVIS_BORDERS:
+                options["borders"] = cfg.DATASETS.LT.GROUP_BORDERS
     return examine(
         args.target,
         class_file=args.classes,
@@ -123,7 +126,7 @@ def draw(report):
         handles = [axes.fill_between(x, images, step="mid", color=BAR_COLOR, label="images", lw=0)]
     for unit in units[1:]:
         handles.append(draw_dots(axes, unit, np.array(report["per_class"][unit])[order]))
-    handles += shade_groups(axes, np.array(report["per_class"]["group"])[order])
+    handles += shade_groups(axes, report, order)
     axes.set_xlim(-0.6, len(order) - 0.4)
     label_classes(axes, report, order)
     factors = [f"{report['imbalance_factor'][u]:,.0f} by {u}" for u in units]
@@ -162,14 +165,15 @@ def draw_dots(axes, unit, values):
     )
 
 
-def shade_groups(axes, groups):
+def shade_groups(axes, report, order):
     """Colour the background by group; returns what the legend shows of it."""
+    groups, words = np.array(report["per_class"]["group"])[order], group_words(report)
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
     for left, right in zip(starts, np.r_[starts[1:], len(groups)], strict=True):
         axes.axvspan(left - 0.5, right - 0.5, color=GROUP_COLORS[groups[left]], zorder=0, lw=0)
     sizes = {g: int((groups == g).sum()) for g in GROUP_COLORS}
     return [
-        Patch(facecolor=color, edgecolor="#bbbbbb", label=f"{GROUP_WORDS[g]}: {_classes(sizes[g])}")
+        Patch(facecolor=color, edgecolor="#bbbbbb", label=f"{words[g]}: {_classes(sizes[g])}")
         for g, color in GROUP_COLORS.items()
         if sizes[g]
     ]

@@ -6,8 +6,8 @@
 
 The ratio is the positive over the negative gradient that a class has received since the start of
 the training: 1 is balance, and a class far below is pushed down more than it is held up.
-Left: the classes from frequent to rare, over bars of their training instances; grey lines are
-earlier iterations. Right: the means of the groups rare, common and frequent over the training.
+Left: the classes from frequent to rare, over bars of their training counts; grey lines are
+earlier iterations. Right: the means of the three groups of classes over the training.
 One row per run, and per stage of a cascade; all rows have the same scale.
 """
 
@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lt_det.errors import DataError, LtDetError, MissingFileError
-from lt_det.evaluation.groups import GROUPS, check_groups, group_means
+from lt_det.evaluation.groups import GROUP_WORDS, GROUPS, check_groups, group_means
 from lt_det.losses import LOSS_REGISTRY, build_loss
 from lt_det.losses.grad_stats import RATIO_EPS
 
@@ -30,7 +30,6 @@ FILE = "gradient_statistics.jsonl"
 PICTURE = "gradient_ratio.png"
 # Blue, orange and red keep apart for colour-blind readers.
 COLORS = {"r": "#c8364a", "c": "#e08a1e", "f": "#3b76af"}
-WORDS = {"r": "rare", "c": "common", "f": "frequent"}
 # More class names than this cannot be read side by side.
 NAMED_CLASSES = 40
 EARLIER_LINES = 4
@@ -44,6 +43,7 @@ class Statistics:
         names, groups: (C,).
         counts: (C,) training examples.
         unit: what `counts` are, "instances" or "pixels".
+        task: key of `GROUP_WORDS`.
         losses: name ("" or "stage0", ...) -> ((T,) iterations, (T, C) positive sums,
             (T, C) negative sums).
     """
@@ -52,6 +52,7 @@ class Statistics:
     groups: list[str]
     counts: np.ndarray
     unit: str
+    task: str
     losses: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -77,6 +78,10 @@ def read_statistics(path: Path) -> Statistics:
         check_groups(groups, len(names))
         if counts.shape != (len(names),):
             raise ValueError(f"{len(counts)} counts for {len(names)} classes")
+        # Older files have neither.
+        unit, task = header.get("unit", "instances"), header.get("task", "instance")
+        if task not in GROUP_WORDS:
+            raise ValueError(f"task {task!r}; known are {', '.join(GROUP_WORDS)}")
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: the first line has no names, groups and counts: {error}"
@@ -93,7 +98,7 @@ def read_statistics(path: Path) -> Statistics:
     if not rows:
         raise DataError(f"{path} holds no statistics yet: the run ended before its first iteration")
     losses = {name: tuple(map(np.array, zip(*r, strict=True))) for name, r in rows.items()}
-    return Statistics(names, groups, counts, header.get("unit", "instances"), losses)
+    return Statistics(names, groups, counts, unit, task, losses)
 
 
 def _parse_lines(path: Path) -> list:
@@ -219,10 +224,11 @@ def plot_group_means(ax, statistics: Statistics, loss: str) -> None:
     """Mean ratio of each group over the training."""
     iterations, pos, neg = statistics.losses[loss]
     means = group_ratio_over_time(ratio_over_time(pos, neg), statistics.groups)
+    words = GROUP_WORDS[statistics.task]
     marker = "o" if len(iterations) == 1 else None  # one point makes no line
     for group, values in means.items():
         if not np.isnan(values).all():
-            style = {"color": COLORS[group], "label": WORDS[group], "marker": marker, "lw": 1.8}
+            style = {"color": COLORS[group], "label": words[group], "marker": marker, "lw": 1.8}
             ax.plot(iterations + 1, drawable(values), **style)
     ax.set(xlabel="iterations", ylabel="group mean")
     ax.xaxis.set_major_formatter("{x:,.0f}")

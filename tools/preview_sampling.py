@@ -34,7 +34,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lt_det.data.build import training_images
-from lt_det.data.class_report import class_report, frequency_order
+from lt_det.data.class_report import class_report, frequency_order, group_rule
 from lt_det.data.examine import IMAGE_LIST, annotated_only
 from lt_det.data.rules import SAMPLING_RULES
 from lt_det.data.sampling_preview import (
@@ -77,13 +77,14 @@ def header(content):
             f"; {content['num_images_left_out']:,} images without annotations are left out, as in "
             "training (--keep-empty keeps them)"
         )
-    return text
+    return f"{text}; {group_rule(content)}"
 
 
 def collect(found, left_out, specs, total_images=None):
     """The content of the JSON file, and the data's report."""
     report = class_report(found)
-    keys = ("source", "kind", "fingerprint", "num_images", "num_classes", "borders", "per_class")
+    keys = ("source", "kind", "fingerprint", "num_images", "num_classes", "group_by", "borders")
+    keys += ("per_class",)
     content = {"format_version": 1, **{key: report[key] for key in keys}}
     content["num_images_left_out"] = left_out
     return {**content, "rules": preview_rules(found, specs, total_images)}, report
@@ -132,7 +133,7 @@ def draw(rules, report):
         percent = 100 * np.array(rule["expected_images"])[order] / rule["epoch_length"]
         style = line_style(k, markers=len(order) <= MAX_MARKERS)
         axes.plot(percent, label=labels[k], **style)
-    groups = shade_groups(axes, np.array(report["per_class"]["group"])[order])
+    groups = shade_groups(axes, report, order)
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.set_ylabel("% of the images of an epoch")
     label_classes(axes, {**report, "num_classes_without_images": 0}, order)

@@ -7,7 +7,9 @@ The report of a data set of C classes is a dict::
     fingerprint                 of the class names and counts
     num_images                  images; `num_images_without_class`: of these, without any class
     num_classes                 C; `num_classes_without_images`: of these, in no image
-    borders                     [last image count of r, last of c]; null: groups of the file
+    group_by                    what the groups are by: "borders", "file" (its own groups), or
+                                "pixels" or "images" (thirds of the classes ranked by these)
+    borders                     [last image count of r, last of c]; null unless group_by "borders"
     totals                      {unit: sum over the classes}; a unit is "images" (an image counts
                                 once for each of its classes), "instances" or "pixels"
     imbalance_factor            {unit: largest / smallest count of the classes that have any}
@@ -23,13 +25,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lt_det.data.examine import Examined
+from lt_det.data.examine import IMAGE_LIST, JSON, LABEL_MAPS, Examined
 from lt_det.data.imbalance import gini, group_shares, imbalance_factor, top_share
-from lt_det.evaluation.groups import GROUPS, group_sizes
+from lt_det.evaluation.groups import GROUP_WORDS, GROUPS, group_sizes
 from lt_det.evaluation.results import markdown
 
 FORMAT_VERSION = 1
-GROUP_WORDS = {"r": "rare", "c": "common", "f": "frequent"}
+# Task of a kind of data, for the words of its groups.
+_TASKS = {JSON: "instance", LABEL_MAPS: "sem_seg", IMAGE_LIST: "classification"}
 # More classes than these are shown by both ends of the order.
 MAX_ROWS = 40
 ROWS_PER_END = 10
@@ -50,6 +53,7 @@ def class_report(found: Examined) -> dict:
         "num_images_without_class": counts.empty_images,
         "num_classes": len(counts.names),
         "num_classes_without_images": int((counts.images == 0).sum()),
+        "group_by": found.group_by,
         "borders": None if found.borders is None else list(found.borders),
         "totals": {unit: int(n.sum()) for unit, n in amounts.items()},
         "imbalance_factor": {unit: imbalance_factor(n) for unit, n in amounts.items()},
@@ -69,6 +73,23 @@ def class_report(found: Examined) -> dict:
 def units_of(report: Mapping) -> list[str]:
     """The units: "images" and, if the data have it, "instances" or "pixels"."""
     return list(report["totals"])
+
+
+def group_words(report: Mapping) -> dict[str, str]:
+    """What the groups of data of this kind are called: letter -> word."""
+    return GROUP_WORDS[_TASKS[report["kind"]]]
+
+
+def group_rule(report: Mapping) -> str:
+    """Which rule made the groups, in words."""
+    if report["group_by"] == "file":
+        return "groups of the file"
+    words = group_words(report)
+    rare, common, frequent = (f"{words[g]} ({g})" for g in GROUPS)
+    if report["group_by"] == "borders":
+        low, high = report["borders"]
+        return f"{rare}: up to {low} images, {common}: up to {high}, {frequent}: more"
+    return f"{frequent}, {common}, {rare}: thirds of the classes by {report['group_by']}"
 
 
 def frequency_order(report: Mapping) -> np.ndarray:
@@ -92,13 +113,8 @@ def shown_classes(report: Mapping, top: int | None) -> np.ndarray:
 
 def summary_text(report: Mapping) -> str:
     """A line on the data and a table of each unit's total, imbalance and groups."""
-    units, borders = units_of(report), report["borders"]
+    units = units_of(report)
     number = f"{report['num_images']:,} images ({report['num_images_without_class']:,} without"
-    where = (
-        "groups of the file"
-        if borders is None
-        else f"r: up to {borders[0]} images, c: up to {borders[1]}, f: more"
-    )
     lines = [
         ["", "classes", *units],
         ["total", str(report["num_classes"]), *(f"{report['totals'][u]:,}" for u in units)],
@@ -109,11 +125,12 @@ def summary_text(report: Mapping) -> str:
     for g in reversed(GROUPS):
         group = report["groups"][g]
         shares = [_percent(group[u]) for u in units]
-        lines.append([f"{GROUP_WORDS[g]} ({g})", str(group["classes"]), *shares])
+        lines.append([f"{group_words(report)[g]} ({g})", str(group["classes"]), *shares])
     return (
         f"{report['source']} ({report['kind']})\n"
         f"{number} any class), {report['num_classes']:,} classes "
-        f"({report['num_classes_without_images']:,} without images); {where}\n\n{markdown(lines)}"
+        f"({report['num_classes_without_images']:,} without images); "
+        f"{group_rule(report)}\n\n{markdown(lines)}"
     )
 
 

@@ -36,7 +36,7 @@ from lt_det.data.datasets.image_sets import check_list_file, find_image_set, pre
 from lt_det.data.datasets.label_maps import LabelMaps, count_label_maps, read_label_maps
 from lt_det.data.datasets.lvis_format import check_format
 from lt_det.data.datasets.sem_seg_sets import find_sem_seg_set
-from lt_det.data.sem_seg_counts import sem_seg_label_maps
+from lt_det.data.sem_seg_counts import sem_seg_groups, sem_seg_label_maps
 from lt_det.errors import ConfigError, DataError, MissingFileError
 from lt_det.evaluation.groups import groups_from_counts
 
@@ -59,15 +59,18 @@ class Examined:
     Attributes:
         kind: "annotations" (LVIS or COCO form, or registered), "label maps" or "image list".
         counts: of N images and C classes.
-        borders: the last image count of group r and of group c; None if the groups are the
-            file's own and not these of any borders.
+        borders: the last image count of group r and of group c; None if the groups are not
+            these of any borders.
         load_pairs: reads `class_sets` and `amount_of_pair`.
+        group_by: what the groups are by: "borders", "file" (its own), or "pixels" or "images"
+            (thirds of the classes ranked by these).
     """
 
     kind: str
     counts: ClassCounts
     borders: tuple[int, int] | None
     load_pairs: Callable[[], tuple[ClassSets, np.ndarray]]
+    group_by: str = "file"
 
     @cached_property
     def _pairs(self) -> tuple[ClassSets, np.ndarray]:
@@ -102,6 +105,7 @@ def examine(
     zero_is_unlabelled: bool = False,
     borders: Sequence[int] | None = None,
     own_groups: bool = True,
+    group_by: str | None = None,
     cache_dir: str | None = None,
 ) -> Examined:
     """Open data of any form.
@@ -122,13 +126,17 @@ def examine(
         file_format: "lvis" or "coco", for annotation files; None: what the file looks like.
         zero_is_unlabelled: for label maps, see `datasets.label_maps`.
         borders: the last image count of group r and of group c. None: (10, 100), as LVIS; for
-            list files (19, 100), the few, medium and many shots of Kang et al.
+            list files (19, 100), the few, medium and many shots of Kang et al.; for label maps
+            see `group_by`.
         own_groups: the groups of an annotation file that has them go before `borders`.
+        group_by: for label maps, "pixels", "images" or "borders", see
+            `sem_seg_counts.sem_seg_class_counts`; None: "borders" if these are given, else
+            "pixels", as training has it. Of no effect on other data.
         cache_dir: where counts are kept; None or "" is ``$DETECTRON2_DATASETS/lt_det_cache``.
 
     Raises:
-        ConfigError: neither a registered name nor a path, bad `borders`, an option that the
-            target has no use for.
+        ConfigError: neither a registered name nor a path, bad `borders` or `group_by`, an
+            option that the target has no use for.
         MissingFileError, DataError: see the readers; and no image with a class.
     """
     target = os.fspath(target)
@@ -150,6 +158,8 @@ def examine(
     if not found.counts.images.any():
         raise DataError(f"{target}: none of its {found.counts.num_images} images has a class")
     report_absent_classes(found.counts)
+    if kind == LABEL_MAPS:
+        return _with_sem_seg_groups(found, borders, group_by)
     return _with_groups(found, borders, own_groups)
 
 
@@ -211,7 +221,23 @@ def _with_groups(found: Examined, borders: Sequence[int] | None, own_groups: boo
     groups = tuple(groups_from_counts(counts.images, borders))
     if own_groups and counts.groups not in ((), groups):
         return found
-    return replace(found, counts=replace(counts, groups=groups), borders=tuple(borders))
+    counts = replace(counts, groups=groups)
+    return replace(found, counts=counts, borders=tuple(borders), group_by="borders")
+
+
+def _with_sem_seg_groups(
+    found: Examined, borders: Sequence[int] | None, group_by: str | None
+) -> Examined:
+    """With the groups that training has of label maps."""
+    group_by = group_by or ("borders" if borders else "pixels")
+    borders, counts = tuple(borders or LVIS_BORDERS), found.counts
+    groups = sem_seg_groups(counts.images, counts.pixels, group_by, borders)
+    return replace(
+        found,
+        counts=replace(counts, groups=groups),
+        borders=borders if group_by == "borders" else None,
+        group_by=group_by,
+    )
 
 
 # ---- kinds -----------------------------------------------------------------------------------

@@ -178,25 +178,42 @@ def sem_seg_class_counts(
     """
     if not names:
         raise ConfigError("no data set to count classes of: DATASETS.TRAIN is empty")
-    check_group_by(group_by)
+    check_group_by(group_by)  # before anything is counted
     classes = check_sem_seg_classes(names, num_classes)
     maps = [sem_seg_label_maps(name, cache_dir=cache_dir) for name in names]
     images = np.sum([m.class_sets.image_counts() for m in maps], axis=0)
     pixels = np.sum([m.pixels() for m in maps], axis=0)
-    amounts = {"pixels": pixels, "images": images}
-    ranked = group_by in amounts
-    groups = groups_by_rank(amounts[group_by]) if ranked else groups_from_counts(images, borders)
     return ClassCounts(
         names=tuple(classes),
         images=images,
         instances=None,
-        groups=tuple(groups),
+        groups=sem_seg_groups(images, pixels, group_by, borders),
         num_images=sum(len(m) for m in maps),
         fingerprint=fingerprint_of(classes, images, None, pixels),
         source=" + ".join(names),
         empty_images=int(sum((m.class_sets.sizes == 0).sum() for m in maps)),
         pixels=pixels,
     )
+
+
+def sem_seg_groups(
+    images: np.ndarray, pixels: np.ndarray, group_by: str, borders: Sequence[int]
+) -> tuple[str, ...]:
+    """The group of each class.
+
+    Args:
+        images: (C,) int64 training images that hold the class.
+        pixels: (C,) int64 training pixels of the class.
+        group_by: see `sem_seg_class_counts`.
+        borders: see `sem_seg_class_counts`.
+
+    Raises:
+        ConfigError: bad `group_by` or, with "borders", bad `borders`.
+    """
+    check_group_by(group_by)
+    if group_by == "borders":
+        return tuple(groups_from_counts(images, borders))
+    return tuple(groups_by_rank({"pixels": pixels, "images": images}[group_by]))
 
 
 def check_group_by(group_by: str) -> None:

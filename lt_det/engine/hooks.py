@@ -134,14 +134,15 @@ class GradientStatisticsHook(HookBase):
 
     Scalars ``grad_ratio/{r,c,f}`` (``grad_ratio/stage0/r`` ... for a cascade) are means over the
     classes of a group. ``gradient_statistics.jsonl`` begins with a line of names, training
-    counts and groups; each further line holds iteration, name of the loss, and the positive and
-    negative sums of all classes. ``tools/plot_gradient_ratio.py`` draws it. Rank 0 only.
+    counts, groups and task; each further line holds iteration, name of the loss, and the positive
+    and negative sums of all classes. ``tools/plot_gradient_ratio.py`` draws it. Rank 0 only.
 
     Args:
         stats: name -> GradStats of the model, see :func:`named_grad_stats`.
         names, groups: (C,).
         counts: (C,) training examples.
         unit: what `counts` are, "instances" or "pixels".
+        task: "instance", "classification" or "sem_seg", as in a result record.
         output_dir: of the run.
         period: iterations between scalars.
         file_period: iterations between lines of the file.
@@ -155,6 +156,7 @@ class GradientStatisticsHook(HookBase):
         groups: Sequence[str],
         counts: Sequence[int],
         unit: str = "instances",
+        task: str = "instance",
         output_dir: str,
         period: int = 20,
         file_period: int,
@@ -165,6 +167,7 @@ class GradientStatisticsHook(HookBase):
             "groups": self.groups,
             "counts": [int(n) for n in counts],
             "unit": unit,
+            "task": task,
         }
         self.path = os.path.join(output_dir, STATISTICS_FILE)
         self.period, self.file_period = period, file_period

@@ -15,6 +15,12 @@ from lt_det.errors import ConfigError
 
 # In the order of the tables: rare, common, frequent.
 GROUPS = ("r", "c", "f")
+# What tables and pictures call the groups, by task of a result record. Files hold the letters.
+GROUP_WORDS = {
+    "instance": {"r": "rare", "c": "common", "f": "frequent"},
+    "classification": {"r": "few", "c": "medium", "f": "many"},
+    "sem_seg": {"r": "tail", "c": "common", "f": "head"},
+}
 BORDERS_KEY = "DATASETS.LT.GROUP_BORDERS"
 
 

@@ -38,6 +38,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.groups import GROUP_WORDS
 
 FORMAT_VERSION = 1
 # Field -> type of its value.
@@ -68,11 +69,6 @@ _METRIC_WORDS = {
     "sem_seg/mACC_head": "mACC head",
     "sem_seg/mACC_common": "mACC common",
     "sem_seg/mACC_tail": "mACC tail",
-}
-# Words for the groups in tables of classes, by task; elsewhere the letters stand.
-_GROUP_WORDS = {
-    "classification": {"r": "few", "c": "medium", "f": "many"},
-    "sem_seg": {"r": "tail", "c": "common", "f": "head"},
 }
 INSTANCE_COLUMNS = tuple(
     f"{part}/{metric}"
@@ -459,7 +455,7 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
             raise DataError(f"the records of {record['dataset']} have no or different classes")
     _check_comparable(records[0]["dataset"], records)
     if "group" in first:
-        words = _GROUP_WORDS.get(records[0]["task"], {})
+        words = GROUP_WORDS.get(records[0]["task"], {})
         first = {**first, "group": [words.get(g, g) for g in first["group"]]}
     about = ("name", "group", *(f"train_{unit}" for unit in ("images", "instances", "pixels")))
     about += ("test_images", "test_pixels")

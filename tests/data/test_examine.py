@@ -188,13 +188,31 @@ def test_groups_of_the_file_come_first_unless_refused(tmp_path):
 
 
 def test_groups_from_counts(json_file, maps):
-    for target in (json_file, maps):
-        found = examine(target)
-        assert found.borders == (10, 100) and set(found.counts.groups) == {"r"}
+    found = examine(json_file)
+    assert found.borders == (10, 100) and set(found.counts.groups) == {"r"}
     assert examine(json_file, borders=(1, 2)).borders == (1, 2)
-    assert examine(maps, borders=(1, 5)).counts.groups == ("r", "r", "c")
+    found = examine(maps, borders=(1, 5))
+    assert found.counts.groups == ("r", "r", "c") and found.group_by == "borders"
     with pytest.raises(ConfigError, match="two whole numbers with 0 < first < second"):
         examine(maps, borders=(5, 1))
+
+
+def test_groups_of_label_maps_are_thirds_by_pixels_unless_asked(tmp_path):
+    # Pixels 4, 9, 6, 1; images 3, 1, 2, 1.
+    rows = {"a": [0] * 2 + [2] * 5, "b": [0] + [1] * 9 + [2], "c": [0, 3]}
+    for name, row in rows.items():
+        Image.fromarray(np.array([row], dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    expected = {None: "cffr", "pixels": "cffr", "images": "fcfr"}
+    for group_by, groups in expected.items():
+        found = examine(tmp_path, group_by=group_by)
+        assert "".join(found.counts.groups) == groups and found.borders is None
+        assert found.group_by == (group_by or "pixels")
+        # Borders alone do not decide where another rule is named.
+        named = examine(tmp_path, group_by=group_by, borders=(1, 2))
+        assert "".join(named.counts.groups) == (groups if group_by else "frcr")
+    assert examine(tmp_path, group_by="borders").borders == (10, 100)
+    with pytest.raises(ConfigError, match="GROUP_BY is 'area'; accepted are pixels, images, bord"):
+        examine(tmp_path, group_by="area")
 
 
 # ---- reports and errors ----------------------------------------------------------------------
@@ -324,4 +342,4 @@ def test_tables_show_both_ends(tmp_path):
     assert rows[2] == [f"class {k}", str(k), "c", "60", f"{100 * 60 / 1830:.2f} %"]
     text = summary_text(report)
     assert "1,830 images (0 without any class), 60 classes (0 without images)" in text
-    assert "r: up to 19 images, c: up to 100, f: more" in text
+    assert "few (r): up to 19 images, medium (c): up to 100, many (f): more" in text

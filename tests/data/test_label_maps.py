@@ -156,6 +156,14 @@ def test_a_damaged_file_is_named(folder, damage):
         read_label_maps(folder)
 
 
+def test_hidden_files_are_no_label_maps(folder):
+    (folder / "sub" / "._c.png").write_text("what an archive tool left")
+    write_map(folder / ".d.png", [[9]])
+    found = [os.path.relpath(path, folder) for path in find_label_maps(folder)]
+    assert found == ["a.png", "b.png", os.path.join("sub", "c.PNG")]
+    assert read_label_maps(folder).pixels().tolist() == [4, 3, 4]
+
+
 def test_folders_without_maps(tmp_path):
     with pytest.raises(MissingFileError, match="none does not exist"):
         find_label_maps(tmp_path / "none")

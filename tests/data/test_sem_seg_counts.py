@@ -45,6 +45,7 @@ def test_tools_open_a_registered_set_by_its_name(name):
     found, counts = examine(name), sem_seg_class_counts([name])
     assert found.kind == LABEL_MAPS and found.counts.source == name
     assert found.counts.fingerprint == counts.fingerprint
+    assert found.counts.groups == counts.groups == ("c", "f", "r")
     assert found.counts.pixels.tolist() == PIXELS
     assert lists(found.class_sets) == [[0, 1], [0, 2], [1], []]
     assert found.amount_of_pair.tolist() == [64, 32, 48, 64, 128]

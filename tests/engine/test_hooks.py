@@ -70,6 +70,7 @@ def test_the_file_holds_the_sums_and_a_resumed_run_continues_it(tmp_path):
         "groups": list("rffr"),
         "counts": [1, 200, 300, 5],
         "unit": "instances",
+        "task": "instance",
     }
     assert [line["iteration"] for line in lines] == [0, 1, 3, 5]
     assert lines[0]["pos"] == [1.0, 2.0, 3.0, 0.0] and lines[0]["neg"] == [2.0, 2.0, 1.0, 5.0]

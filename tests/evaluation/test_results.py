@@ -404,7 +404,7 @@ def test_classes_are_sorted_by_training_images():
     table = cells(per_class_table([record(ap=20.0), record(ap=22.0)]))
     assert table[0] == ["name", "group", "train images", "train instances", "box AP", "mask AP"]
     assert [row[0] for row in table[2:]] == ["bee", "cat", "ant"]
-    assert table[2] == ["bee", "f", "400", "900", "22.0 ± 1.4", "18.5 ± 0.0"]
+    assert table[2] == ["bee", "frequent", "400", "900", "22.0 ± 1.4", "18.5 ± 0.0"]
     assert table[4][4] == "-"
     with pytest.raises(DataError, match="no or different classes"):
         per_class_table([record(), record(per_class={"name": ["dog"]})])

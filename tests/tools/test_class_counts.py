@@ -13,6 +13,8 @@ from PIL import Image
 
 from lt_det.config import add_lt_config
 from lt_det.data.examine import LVIS_BORDERS
+from lt_det.engine import load_config
+from lt_det.engine.tasks import Segmentation
 from tests.data.conftest import clean_catalogs  # noqa: F401
 from tests.data.small_sem_seg import CLASSES, write_sem_seg
 from tests.data.small_sets import annotation, random_set, small_set, write_set
@@ -87,7 +89,9 @@ def test_numbers_of_label_maps(tmp_path, run):
     assert report["kind"] == "label maps"
     assert report["per_class"]["pixels"] == [2, 0, 1] and report["per_class"]["images"] == [1, 0, 1]
     assert report["num_classes_without_images"] == 1
-    assert ["wall", "0", "r", "1", "50.00 %", "2", "66.67 %"] in rows(text)
+    assert ["wall", "0", "f", "1", "50.00 %", "2", "66.67 %"] in rows(text)
+    assert "head (f), common (c), tail (r): thirds of the classes by pixels" in text
+    assert ["head (f)", "1", "50.00 %", "66.67 %"] in rows(text)
 
 
 def test_a_registered_set_of_a_configuration_file(tmp_path, run):
@@ -119,6 +123,41 @@ def test_label_maps_of_a_configuration_file(tmp_path, run):
     assert report["per_class"]["images"] == [2, 2, 1]
     assert report["per_class"]["pixels"] == [112, 160, 64]
     assert report["num_images"] == 4 and report["num_images_without_class"] == 1
+    assert report["per_class"]["group"] == list("cfr") and report["group_by"] == "pixels"
+
+
+@pytest.mark.parametrize("name", ["class_counts", "preview_sampling"])
+def test_groups_of_label_maps_are_those_of_training(tmp_path, capsys, name):
+    # Pixels 4, 9, 6, 1; images 3, 1, 2, 1.
+    maps = {"a": [[0] * 2 + [2] * 5], "b": [[0] + [1] * 9 + [2]], "c": [[0, 3]]}
+    folder = write_sem_seg(tmp_path / "set", maps, "wxyz", scale=1)
+    entry = {k: f"{folder}/{k}" for k in ("images", "labels")}
+    entry |= {"name": "four", "classes": f"{folder}/classes.txt"}
+    file, out = tmp_path / "mine.yaml", tmp_path / "out.json"
+    options = ["--cache-dir", str(tmp_path / "cache"), "--json", str(out)]
+    used = load_tool(name)
+    rules = {
+        "pixels": "head (f), common (c), tail (r): thirds of the classes by pixels",
+        "images": "head (f), common (c), tail (r): thirds of the classes by images",
+        "borders": "tail (r): up to 1 images, common (c): up to 2, head (f): more",
+    }
+    for group_by, rule in rules.items():
+        file.write_text(
+            f"DATASETS:\n  TRAIN: [four]\n  LT:\n    REGISTER: [{entry}]\n"
+            f"    GROUP_BORDERS: (1, 2)\n    SEM_SEG: {{GROUP_BY: {group_by}}}\n"
+            "MODEL: {META_ARCHITECTURE: LongTailSegmentor}\n"
+            "SOLVER: {MAX_ITER: 1, IMS_PER_BATCH: 1}\n"
+        )
+        assert used.main(["four", "--config-file", str(file), *options]) == 0
+        cfg = load_config(str(file), ["DATASETS.LT.CACHE_DIR", str(tmp_path / "cache")])
+        groups = json.loads(out.read_text())["per_class"]["group"]
+        assert groups == list(Segmentation.counts(cfg).groups)
+        assert rule in capsys.readouterr().out
+        assert used.main(["four", "--config-file", str(file), "--borders", "2", "3", *options]) == 0
+        assert json.loads(out.read_text())["per_class"]["group"] == list("crrr")
+        assert used.main([f"{folder}/labels", *options]) == 0  # no configuration
+        assert json.loads(out.read_text())["per_class"]["group"] == list("cffr")
+        capsys.readouterr()
 
 
 def test_list_files_keep_their_groups_under_a_configuration_file(tmp_path, run):
@@ -126,7 +165,12 @@ def test_list_files_keep_their_groups_under_a_configuration_file(tmp_path, run):
     (tmp_path / "plain.yaml").write_text("SEED: 1\n")
     (tmp_path / "own.yaml").write_text("DATASETS:\n  LT:\n    GROUP_BORDERS: (4, 20)\n")
     assert add_lt_config(get_cfg()).DATASETS.LT.GROUP_BORDERS == LVIS_BORDERS
-    _, report = run(path, "--config-file", tmp_path / "plain.yaml")
+    text, report = run(path, "--config-file", tmp_path / "plain.yaml")
+    assert [row[:2] for row in rows(text)[5:8]] == [
+        ["many (f)", "1"],
+        ["medium (c)", "1"],
+        ["few (r)", "2"],
+    ]
     assert report["borders"] == [19, 100] and report["per_class"]["group"] == list("fcrr")
     _, report = run(path, "--config-file", tmp_path / "own.yaml")
     assert report["borders"] == [4, 20] and report["per_class"]["group"] == list("ffcr")
@@ -271,6 +315,7 @@ def test_pixels_have_an_axis_of_their_own():
     assert left.get_ylim()[1] < 100 and right.get_ylim()[1] > 90000
     assert right.collections[0].get_offsets().tolist() == [[0, 2000], [1, 90000]]
     assert right.get_legend() is not None and left.get_legend() is None
+    assert right.get_legend().get_texts()[-1].get_text() == "tail: 2 classes"
     assert left.get_title().startswith("b/set: ")
 
 

@@ -59,7 +59,8 @@ def test_ratios_are_those_computed_by_hand(script, tmp_path):
 def test_reads_what_the_hook_writes(script, tmp_path):
     """The same names, counts and ratios that the loss weighted with, per cascade stage."""
     losses = {"stage0": GradStats(3), "stage1": GradStats(3)}
-    hook = GradientStatisticsHook(losses, output_dir=str(tmp_path), file_period=1, **HEADER)
+    what = {**HEADER, "unit": "pixels", "task": "sem_seg"}
+    hook = GradientStatisticsHook(losses, output_dir=str(tmp_path), file_period=1, **what)
     hook.trainer = SimpleNamespace(start_iter=0, max_iter=99, iter=0)
     hook.before_train()
     for hook.trainer.iter in range(2):
@@ -70,6 +71,7 @@ def test_reads_what_the_hook_writes(script, tmp_path):
     assert script.FILE == STATISTICS_FILE
     assert (statistics.names, statistics.groups) == (HEADER["names"], HEADER["groups"])
     assert statistics.counts.tolist() == HEADER["counts"]
+    assert (statistics.unit, statistics.task) == ("pixels", "sem_seg")
     assert list(statistics.losses) == ["stage0", "stage1"]
     for name, (iterations, pos, neg) in statistics.losses.items():
         assert iterations.tolist() == [0, 1]
@@ -102,6 +104,7 @@ def test_stage_that_lost_its_last_line_keeps_the_others(script, tmp_path):
         ({"rows": []}, "holds no statistics yet"),
         ({"header": {**HEADER, "counts": [1]}}, "1 counts for 3 classes"),
         ({"header": {**HEADER, "groups": ["r", "r", "x"]}}, "unknown group 'x'"),
+        ({"header": {**HEADER, "task": "panoptic"}}, "'panoptic'; known are instance, class"),
         ({"header": ROWS[0]}, "first line has no names, groups and counts"),
     ],
 )
@@ -141,6 +144,20 @@ def test_classes_are_drawn_from_frequent_to_rare(script, tmp_path):
     np.testing.assert_array_equal(curves["frequent"].get_xdata(), [1, 5, 10])
     np.testing.assert_allclose(curves["frequent"].get_ydata(), [2, 1.5, 2])
     np.testing.assert_allclose(curves["rare"].get_ydata(), [np.nan, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("instance", ["rare", "common", "frequent"]),
+        ("classification", ["few", "medium", "many"]),
+        ("sem_seg", ["tail", "common", "head"]),
+    ],
+)
+def test_the_groups_are_called_as_in_the_tables_of_the_task(script, tmp_path, task, words):
+    run = write_run(tmp_path, header={**HEADER, "task": task})
+    means = script.plot_runs([("run", read(script, run))]).axes[1]
+    assert [text.get_text() for text in means.get_legend().get_texts()] == words
 
 
 def test_class_without_positives_is_a_mark_and_not_a_point(script, tmp_path):

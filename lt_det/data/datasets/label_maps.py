@@ -107,7 +107,7 @@ def count_label_maps(
 
 
 def find_label_maps(folder: str | os.PathLike) -> list[str]:
-    """Paths of all ``*.png`` below a folder, sorted.
+    """Paths of all ``*.png`` below a folder, sorted; hidden files (``.*``) are left out.
 
     Raises:
         MissingFileError: no such folder.
@@ -122,7 +122,7 @@ def find_label_maps(folder: str | os.PathLike) -> list[str]:
         os.path.join(place, name)
         for place, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.lower().endswith(".png")
+        if name.lower().endswith(".png") and not name.startswith(".")
     )
     if not files:
         raise DataError(f"folder {folder} holds no label map (*.png, also in subfolders)")
