@@ -43,10 +43,12 @@ class Detection:
     """Detection and instance segmentation on files in LVIS or COCO form.
 
     Attributes:
+        name: in result records.
         classes_key: configuration key of the number of classes.
         units: what ``MODEL.LT.COUNT_UNIT`` may count, the smallest first.
     """
 
+    name = "instance"
     classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
     units = ("instances", "images")
 
@@ -119,10 +121,12 @@ class Classification:
     """One label per image, from list files.
 
     Attributes:
+        name: in result records.
         classes_key: configuration key of the number of classes.
         units: what ``MODEL.LT.COUNT_UNIT`` may count, the smallest first.
     """
 
+    name = "classification"
     classes_key = "MODEL.LT.NUM_CLASSES"
     units = ("instances", "images")
 
@@ -186,10 +190,12 @@ class Segmentation:
     """Semantic segmentation: one class a pixel, from label maps.
 
     Attributes:
+        name: in result records.
         classes_key: configuration key of the number of classes.
         units: what ``MODEL.LT.COUNT_UNIT`` may count, the smallest first.
     """
 
+    name = "sem_seg"
     classes_key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     units = ("pixels", "images")
 

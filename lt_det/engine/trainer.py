@@ -31,7 +31,7 @@ from lt_det.engine.optimizer import build_lr_scheduler, scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from lt_det.engine.stages import load_backbone, load_first_stage, report_backbone_differences
 from lt_det.engine.step import StepTrainer
-from lt_det.engine.tasks import Classification, Detection, Segmentation, task_of
+from lt_det.engine.tasks import Detection, task_of
 from lt_det.engine.writers import build_writers
 from lt_det.errors import ConfigError
 from lt_det.evaluation.results import (
@@ -48,12 +48,6 @@ logger = logging.getLogger(__name__)
 
 # Lines of gradient_statistics.jsonl over a run: enough for a smooth plot, and 5 MB for LVIS.
 _STATISTICS_LINES = 100
-# As result records name the tasks.
-_TASK_NAMES = {
-    Detection: "instance",
-    Classification: "classification",
-    Segmentation: "sem_seg",
-}
 
 
 class LongTailTrainer(DefaultTrainer):
@@ -204,7 +198,7 @@ class LongTailTrainer(DefaultTrainer):
                     groups=self.class_counts.groups,
                     counts=getattr(self.class_counts, task_of(cfg).units[0]),
                     unit=task_of(cfg).units[0],
-                    task=_TASK_NAMES[task_of(cfg)],
+                    task=task_of(cfg).name,
                     output_dir=cfg.OUTPUT_DIR,
                     file_period=max(1, cfg.SOLVER.MAX_ITER // _STATISTICS_LINES),
                 )
