@@ -241,13 +241,14 @@ class LongTailDense:
         Raises:
             DataError: a training image without annotations.
         """
+        if self.training:
+            targets = [_instances(x).to(self.device) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         features = [features[name] for name in self.head_in_features]
         outputs = self.head(features)
         anchors = self.anchor_generator(features)
         if self.training:
-            targets = [_instances(x).to(self.device) for x in batched_inputs]
             return self.training_losses(anchors, outputs, targets)
         found = self.detections(anchors, outputs, images.image_sizes)
         return [
