@@ -34,6 +34,7 @@ from lt_det.evaluation.sem_seg_metrics import SIZES
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.build import loss_from_config
 from lt_det.modeling.dense import dense_loss_from_config
+from lt_det.modeling.fcos import check_fcos
 from lt_det.modeling.segmentor import check_views
 from lt_det.modeling.sem_seg import PixelHead, pixel_loss_from_config
 
@@ -132,6 +133,8 @@ class DenseDetection(Detection):
     @staticmethod
     def loss(cfg) -> LongTailLoss:
         """Of ``MODEL.LT.LOSS``."""
+        if cfg.MODEL.META_ARCHITECTURE == "LongTailFCOS":
+            check_fcos()
         return dense_loss_from_config(cfg)
 
 

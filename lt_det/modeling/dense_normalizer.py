@@ -27,11 +27,12 @@ class DenseNormalizer(nn.Module):
 
     A batch without positives has nothing but negatives. Divided by 1 instead of some hundreds, it
     moves weights and gradient statistics as much as hundreds of other batches. With
-    ``empty_batch="running"`` it is divided by the running mean and leaves that mean alone; with
+    ``empty_batch="running"`` it is divided by the running mean and leaves that mean alone ("local"
+    looks at the rank's own positives, the mean at those of all ranks); with
     "one" it is divided as the formula says (``1 / W`` for "ranks", as released).
 
-    Source: the rule of "ranks" and of "local" is that of ModelTC/United-Perception (
-    ``retina_post_iou`` and ``retina_post``).
+    Source: "ranks" and "local" with "one" are ``retina_post_iou`` and ``retina_post`` of
+    ModelTC/United-Perception.
 
     Buffers:
         running: 0-dim float64, running mean of ``max(1, n) / W`` with momentum 0.9, from 100.

@@ -23,20 +23,23 @@ try:
 except ImportError:  # Detectron2 0.5
     FCOS = None
 
-if FCOS is None:
 
-    @META_ARCH_REGISTRY.register()
-    def LongTailFCOS(cfg):
-        """Stands in where Detectron2 has no FCOS.
-
-        Raises:
-            ConfigError: always.
-        """
+def check_fcos() -> None:
+    """Raise a ConfigError where the installed Detectron2 has no FCOS."""
+    if FCOS is None:
         raise ConfigError(
             "MODEL.META_ARCHITECTURE is 'LongTailFCOS', but the installed Detectron2 has no "
             "detectron2.modeling.meta_arch.fcos: its main branch has. Accepted here are "
             "LongTailRetinaNet and LongTailATSS"
         )
+
+
+if FCOS is None:
+
+    @META_ARCH_REGISTRY.register()
+    def LongTailFCOS(cfg):
+        """Stands in where Detectron2 has no FCOS; raises the ConfigError of `check_fcos`."""
+        check_fcos()
 
 else:
 

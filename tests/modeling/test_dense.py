@@ -8,6 +8,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from lt_det.data.mappers import ImageClasses
+from lt_det.engine.tasks import task_of
 from lt_det.errors import ConfigError, DataError
 from lt_det.losses import LOSS_REGISTRY, build_loss
 from lt_det.losses.layout import dense_rows
@@ -333,6 +334,8 @@ def test_fcos_is_detectron2s_where_there_is_one():
             ConfigError, match="LongTailFCOS.*no detectron2.modeling.meta_arch.fcos"
         ):
             build_model(cfg)
+        with pytest.raises(ConfigError, match="LongTailFCOS"):
+            task_of(cfg).loss(cfg)  # before anything is written
         return
     torch.manual_seed(0)
     ours = build_model(cfg)
