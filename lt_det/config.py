@@ -97,6 +97,27 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.MODEL.LT.FEDERATED.NUM_SAMPLED = 50
     cfg.MODEL.LT.FEDERATED.POWER = 0.5
 
+    # Dense (one-stage) detectors: LongTailRetinaNet, LongTailATSS, LongTailFCOS. Classes, features,
+    # convolutions, norm, kind of box loss, score threshold and candidates of a level are
+    # Detectron2's MODEL.RETINANET, anchors its MODEL.ANCHOR_GENERATOR.
+    cfg.MODEL.LT.DENSE = CN()
+    # What the losses are divided by. "ranks": positives of all ranks over the number of ranks;
+    # "running": the running mean of that; "local": positives of the own rank.
+    cfg.MODEL.LT.DENSE.NORMALIZER = "ranks"
+    # A batch without positives is divided by the "running" mean, or by "one" (released), which
+    # makes it weigh as much in weights and statistics as hundreds of other batches.
+    cfg.MODEL.LT.DENSE.EMPTY_BATCH = "running"
+    # Pairs of anchor and class of all levels together that go into non-maximum suppression, after
+    # MODEL.RETINANET.TOPK_CANDIDATES_TEST of each level; 0 = all of those.
+    cfg.MODEL.LT.DENSE.TOPK = 6000
+    # Factor on the box regression loss.
+    cfg.MODEL.LT.DENSE.BOX_WEIGHT = 1.0
+    # LongTailATSS: anchors of a level that may become positives of an object.
+    cfg.MODEL.LT.DENSE.ATSS_TOPK = 18
+    # LongTailATSS: predict the IoU of a box and multiply the score by it; factor on its loss.
+    cfg.MODEL.LT.DENSE.IOU_BRANCH = True
+    cfg.MODEL.LT.DENSE.IOU_WEIGHT = 1.0
+
     # Training examples per class. Empty: counted from DATASETS.TRAIN at the start of a run and
     # written here, so that config.yaml holds what the loss was built with.
     cfg.MODEL.LT.CLASS_COUNTS = []

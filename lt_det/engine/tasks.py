@@ -35,6 +35,8 @@ from lt_det.evaluation.sem_seg_metrics import SIZES
 from lt_det.evaluation.sem_seg_predictions import remove_predictions
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.build import loss_from_config
+from lt_det.modeling.dense import dense_loss_from_config
+from lt_det.modeling.fcos import check_fcos
 from lt_det.modeling.segmentor import check_head_name, check_views
 from lt_det.modeling.sem_seg import PixelHead, pixel_loss_from_config
 
@@ -115,6 +117,29 @@ class Detection:
             class_counts=known,
             group_borders=cfg.DATASETS.LT.GROUP_BORDERS,
         )
+
+
+class DenseDetection(Detection):
+    """Detection by a dense head: boxes only."""
+
+    classes_key = "MODEL.RETINANET.NUM_CLASSES"
+
+    @staticmethod
+    def num_classes(cfg) -> int:
+        """C."""
+        return cfg.MODEL.RETINANET.NUM_CLASSES
+
+    @staticmethod
+    def has_our_loss(cfg) -> bool:
+        """Whether the head takes its loss from ``MODEL.LT.LOSS``."""
+        return cfg.MODEL.META_ARCHITECTURE.startswith("LongTail")
+
+    @staticmethod
+    def loss(cfg) -> LongTailLoss:
+        """Of ``MODEL.LT.LOSS``."""
+        if cfg.MODEL.META_ARCHITECTURE == "LongTailFCOS":
+            check_fcos()
+        return dense_loss_from_config(cfg)
 
 
 class Classification:
@@ -274,8 +299,12 @@ class Segmentation:
 
 # The task of a meta-architecture; detection where it is not listed.
 TASKS = {
+    "LongTailATSS": DenseDetection,
     "LongTailClassifier": Classification,
+    "LongTailFCOS": DenseDetection,
+    "LongTailRetinaNet": DenseDetection,
     "LongTailSegmentor": Segmentation,
+    "RetinaNet": DenseDetection,
 }
 
 

@@ -42,6 +42,8 @@ def heads_of(model):
     if hasattr(model, "sem_seg_head"):
         heads = [model.sem_seg_head, model.auxiliary_head]
         return [(h.predictor.classifier, h.cls_loss) for h in heads if h is not None]
+    if hasattr(model, "anchor_generator"):
+        return [(model.head.cls_score, model.cls_loss)]
     return [(model.classifier, model.cls_loss)]
 
 
@@ -53,7 +55,11 @@ def test_every_recipe_builds_its_model(path):
         assert type(loss).__name__ == cfg.MODEL.LT.LOSS.NAME
         for key, value in cfg.MODEL.LT.LOSS.PARAMS.items():
             assert getattr(loss, key) == value
-        assert classifier.out_features == loss.num_logits
+        if isinstance(classifier, torch.nn.Conv2d):  # of a dense head: several anchors
+            assert classifier.out_channels % loss.num_logits == 0
+            assert classifier.out_channels // loss.num_logits in (2, 3, 9)
+        else:
+            assert classifier.out_features == loss.num_logits
     build_sampling_rule(cfg)
     assert cfg.OUTPUT_DIR != "./output", "recipes write to folders of their own"
 
@@ -65,6 +71,51 @@ def test_a_quick_twin_has_the_head_and_loss_of_its_recipe(name):
     assert quick.MODEL.ROI_HEADS.NAME == full.MODEL.ROI_HEADS.NAME
     assert quick.DATALOADER.SAMPLER_TRAIN == full.DATALOADER.SAMPLER_TRAIN
     assert quick.DATALOADER.LT.SAMPLER == full.DATALOADER.LT.SAMPLER
+
+
+DENSE_TWINS = {
+    "retinanet_focal": ["retinanet_focal"],
+    "retinanet_efl": ["retinanet_efl"],
+    "atss_efl": ["atss_efl_r50", "atss_efl_r101"],
+}
+
+
+@pytest.mark.parametrize("name", DENSE_TWINS)
+def test_a_quick_twin_of_a_dense_recipe_has_its_head_and_loss(name):
+    quick = load_config(f"configs/quick/lvis_{name}.yaml")
+    for full in (load_config(f"configs/lvis_{twin}.yaml") for twin in DENSE_TWINS[name]):
+        assert quick.MODEL.LT.LOSS == full.MODEL.LT.LOSS
+        assert quick.MODEL.META_ARCHITECTURE == full.MODEL.META_ARCHITECTURE
+        for key in ("BBOX_REG_LOSS_TYPE", "BBOX_REG_WEIGHTS", "SCORE_THRESH_TEST"):
+            assert quick.MODEL.RETINANET[key] == full.MODEL.RETINANET[key], key
+        for key in ("NORMALIZER", "EMPTY_BATCH", "ATSS_TOPK", "BOX_WEIGHT", "IOU_BRANCH"):
+            assert quick.MODEL.LT.DENSE[key] == full.MODEL.LT.DENSE[key], key
+        assert quick.DATALOADER.SAMPLER_TRAIN == full.DATALOADER.SAMPLER_TRAIN
+
+
+DENSE_RECIPES = [
+    *("retinanet_focal", "retinanet_efl", "atss_efl_r50", "atss_efl_r101", "atss_eqfl_r50"),
+]
+
+
+@pytest.mark.parametrize("name", DENSE_RECIPES)
+def test_the_schedule_of_the_dense_recipes(name):
+    """24 epochs of 100,170 images, 16 a batch, steps after 16 and 22, one epoch of warm-up."""
+    cfg = load_config(f"configs/lvis_{name}.yaml")
+    epoch = 100170 / 16
+    assert cfg.SOLVER.MAX_ITER == round(24 * epoch)
+    assert cfg.SOLVER.STEPS == (round(16 * epoch), round(22 * epoch))
+    assert cfg.SOLVER.WARMUP_ITERS == round(epoch) and cfg.SOLVER.WARMUP_FACTOR == 0.001
+    assert cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.BASE_LR == 0.02
+    assert cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.MODEL.LT.DENSE.TOPK == cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST == 6000
+    assert cfg.MODEL.RETINANET.SCORE_THRESH_TEST == 0
+    if "retinanet" not in name:
+        strides = [8, 16, 32, 64, 128]
+        assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[6 * s, 8 * s] for s in strides]
+        assert cfg.MODEL.LT.LOSS.PARAMS.scale_factor == 8
 
 
 QUICK_IMAGE_TWINS = {"ce": "ce", "gcl": "gcl", "gcl_cben": "gcl_cben"}
