@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lt_det.losses import build_loss, reset_run_state, set_progress
+from lt_det.losses.dense_normalizer import DenseNormalizer
 from lt_det.losses.federated import SampledClasses
 
 
@@ -19,15 +20,17 @@ def model(seed=0):
             ("SoftmaxCE", {}),
         ]
     }
-    return nn.ModuleDict({**parts, "mask": SampledClasses(3, counts, 2, seed=seed)})
+    mask = SampledClasses(3, counts, 2, seed=seed)
+    return nn.ModuleDict({**parts, "mask": mask, "normalizer": DenseNormalizer()})
 
 
 def used(seed):
     losses = model(seed)
     set_progress(losses, 0.7)
     targets = torch.tensor([0, 1, 2])
+    inputs = {"mask": (targets,), "normalizer": (torch.tensor(7),)}
     for name, module in losses.items():
-        module(targets) if name == "mask" else module(torch.rand(3, 3), targets)
+        module(*inputs.get(name, (torch.rand(3, 3), targets)))
     return losses
 
 
@@ -38,8 +41,8 @@ def state(module):
 def test_everything_that_a_training_leaves_behind_goes_back_to_its_start():
     fresh, losses = model(seed=1), model(seed=1)
     losses.load_state_dict(used(seed=5).state_dict())
-    # EFL, Seesaw, the progress of KPS, the noise of GCL and of the mask.
-    assert reset_run_state(losses) == 5
+    # EFL, Seesaw, the progress of KPS, the noise of GCL and of the mask, the normaliser.
+    assert reset_run_state(losses) == 6
     expected = state(fresh)
     assert state(losses).keys() == expected.keys()
     for key, value in state(losses).items():
