@@ -63,12 +63,23 @@ RECIPES = {
 }
 
 
-def quick_records():
+ONE_STAGE = {"retinanet_focal": "RetinaNet, focal loss", "retinanet_efl": "RetinaNet, EFL"}
+
+
+def quick_records(recipes=RECIPES):
     """{recipe: records of its seeds}."""
     return {
         recipe: [read_record(path) for path in sorted(QUICK.glob(f"{recipe}_seed*.json"))]
-        for recipe in RECIPES
+        for recipe in recipes
     }
+
+
+def one_stage_table():
+    """Focal loss against equalized focal loss."""
+    records = quick_records(ONE_STAGE)
+    labels = [ONE_STAGE[recipe] for recipe, runs in records.items() for _ in runs]
+    columns = [c for c in COLUMNS if c.startswith("bbox")]
+    return format_table([r for runs in records.values() for r in runs], columns, labels)
 
 
 def quick_table():
@@ -212,6 +223,7 @@ TABLES = {
     "benchmark sem-seg-eval": lambda: data_table(benchmark_sem_seg, "sem_seg_eval"),
     "cifar10_lt": cifar_table,
     "quick": quick_table,
+    "quick one-stage": one_stage_table,
     "quick seeds": seeds_table,
     "quick classes": lambda: per_class_table(quick_records()["eqlv2"]),
 }
