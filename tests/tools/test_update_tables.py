@@ -32,3 +32,24 @@ def test_equalization_raises_rare_classes_in_every_seed():
     best = max(r["metrics"]["bbox"]["APr"] for r in records["softmax"])
     assert worst > best
     assert min(r["metrics"]["bbox"]["AP"] for r in records["eqlv2"]) > 20
+
+
+def test_the_cifar_table_is_what_its_records_say():
+    """Every method is there, with the figure of the last epoch, and GCL + CBEN gains as claimed."""
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in tables.cifar_table().splitlines()
+        if line.startswith("|")
+    }
+    top1 = {}
+    for name, title in tables.CIFAR_METHODS.items():
+        (last, best), *more = tables.cifar_records(name)
+        assert last["run"]["selection"] == "last"
+        assert best["run"]["selection"] == "best on cifar10_test"
+        top1[name] = last["metrics"]["classification"]["top1"]
+        assert not more and float(rows[title][1]) == round(top1[name], 1)
+        assert not str(last["run"]["config"]).startswith("/")
+    assert float(rows["GCL + CBEN"][2]) == round(top1["gcl_cben"] - top1["ce"], 1) >= 4
+    # A second stage has taken the time of its first one, too.
+    first, second = (float(rows[tables.CIFAR_METHODS[k]][6]) for k in ("gcl", "gcl_cben"))
+    assert second > first
