@@ -105,7 +105,7 @@ def add_lt_config(cfg: CN) -> CN:
     # "running": the running mean of that; "local": positives of the own rank.
     cfg.MODEL.LT.DENSE.NORMALIZER = "ranks"
     # A batch without positives is divided by the "running" mean, or by "one" (released), which
-    # makes it weigh as much in weights and statistics as hundreds of other batches.
+    # makes it weigh in weights and statistics as much as a usual batch has positives.
     cfg.MODEL.LT.DENSE.EMPTY_BATCH = "running"
     # Pairs of anchor and class of all levels together that go into non-maximum suppression, after
     # MODEL.RETINANET.TOPK_CANDIDATES_TEST of each level; 0 = all of those.

@@ -319,6 +319,12 @@ def check_training(cfg, ranks: int | None = None) -> None:
     check_loading(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         _check_panoptic(cfg)
+    if task_of(cfg) is DenseDetection and cfg.SOLVER.LT.ACCUMULATION_STEPS > 1:
+        raise ConfigError(
+            f"SOLVER.LT.ACCUMULATION_STEPS is {cfg.SOLVER.LT.ACCUMULATION_STEPS}, but a dense "
+            "detector divides each pass by its own positives, so that several passes are not one "
+            "large batch; accepted is 1"
+        )
 
 
 def check_architecture(cfg) -> None:

@@ -25,8 +25,8 @@ class DenseNormalizer(nn.Module):
       there every rank has a mean of its own, as a Python number that a resumed run has lost.
     - "local": ``max(1, n_r)``, each rank its own.
 
-    A batch without positives has nothing but negatives. Divided by 1 instead of some hundreds, it
-    moves weights and gradient statistics as much as hundreds of other batches. With
+    A batch without positives has nothing but negatives. Divided by 1, it
+    moves weights and gradient statistics as much as a usual batch has positives. With
     ``empty_batch="running"`` it is divided by the running mean and leaves that mean alone ("local"
     looks at the rank's own positives, the mean at those of all ranks); with
     "one" it is divided as the formula says (``1 / W`` for "ranks", as released).

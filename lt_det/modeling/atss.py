@@ -136,7 +136,9 @@ class LongTailATSS(LongTailDense, RetinaNet):
     cross-entropy; score = class score * IoU score. No anchor is ignored. The box loss is
     ``MODEL.RETINANET.BBOX_REG_LOSS_TYPE``, GIoU in the recipes; positives weigh alike.
 
-    Source: the "improved baseline" of EFL (Li et al., CVPR 2022) in ModelTC/United-Perception.
+    Source: after the "improved baseline" of EFL (Li et al., CVPR 2022) in
+    ModelTC/United-Perception. Deviations: there the box loss of a positive is weighted by the IoU
+    of its predicted box and divided by the sum of these.
 
     Args:
         topk: see :func:`atss_assign`.

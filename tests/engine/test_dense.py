@@ -84,3 +84,10 @@ def test_wrong_values_are_named_before_anything_is_written(what, tiny_options):
         prepare_config(
             load_config("configs/quick/lvis_atss_efl.yaml", [*tiny_options, *SMALL, *more])
         )
+
+
+def test_passes_with_positives_of_their_own_are_not_one_batch(tiny_options):
+    options = [*tiny_options, *SMALL, "SOLVER.LT.ACCUMULATION_STEPS", "2"]
+    cfg = load_config("configs/quick/lvis_retinanet_efl.yaml", options)
+    with pytest.raises(LtDetError, match="ACCUMULATION_STEPS is 2.*dense detector"):
+        prepare_config(cfg)
