@@ -50,19 +50,19 @@ def test_the_default_has_a_long_tail_and_a_balanced_test_set():
 def test_the_files_hold_what_the_specification_says(folder, split, tmp_path):
     register_sem_seg_set(
         SemSegSet(
-            f"tiny_{split}",
+            f"drawn_maps_{split}",
             f"{folder}/images/{split}",
             f"{folder}/labels/{split}",
             f"{folder}/classes.txt",
             zero_is_unlabelled=True,
         )
     )
-    counts = sem_seg_class_counts([f"tiny_{split}"], cache_dir=str(tmp_path))
+    counts = sem_seg_class_counts([f"drawn_maps_{split}"], cache_dir=str(tmp_path))
     assert counts.names == tuple(class_names(TINY))
     assert counts.images[3:].tolist() == object_image_counts(TINY, split).tolist()
     assert counts.num_images == len(plan_split(TINY, split)) and counts.empty_images == 0
     assert counts.images[0] == counts.num_images > counts.images[1] > counts.images[2]
-    for record in sem_seg_records(f"tiny_{split}"):
+    for record in sem_seg_records(f"drawn_maps_{split}"):
         values = np.asarray(Image.open(record["sem_seg_file_name"]))
         assert values.shape == np.asarray(Image.open(record["file_name"])).shape[:2]
         # The borders of objects, and at most one object, are unlabelled.
