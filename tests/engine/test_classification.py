@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lt_det.data.datasets.synthetic_images import ImagesSpec, generate_images, image_counts
-from lt_det.engine import LongTailTrainer, load_config, prepare_config
+from lt_det.engine import load_config, prepare_config
 from lt_det.engine.trainer import evaluate, evaluate_checkpoint
 from lt_det.errors import CheckpointError, ConfigError, DataError, MissingFileError
 from lt_det.evaluation.results import read_record
+from tests.engine import runs
 
 SPEC = ImagesSpec(num_classes=9, largest=24, imbalance=6, val_per_class=3, size=16)
 
@@ -40,35 +41,13 @@ def options(images, tmp_path):
 
 
 def train(config, options, output, *more, resume=False):
-    """Run a training; the trainer after it."""
+    """The trainer after the training of a quick configuration."""
     path = f"configs/quick/image_{config}.yaml"
-    cfg = load_config(path, [*options, "OUTPUT_DIR", str(output), *map(str, more)])
-    counts = prepare_config(cfg)
-    output.mkdir(parents=True, exist_ok=True)
-    trainer = LongTailTrainer(cfg, counts, config_file=path)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
+    return runs.train(path, options, output, *more, resume=resume)
 
 
 def state_of(output, name="model_final"):
     return torch.load(output / f"{name}.pth", weights_only=True)
-
-
-def assert_same(a, b, path=""):
-    """Bit-equal checkpoints."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}/{k}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
 
 
 def test_mixup_and_gcl_noise_resume_bit_exactly(options, tmp_path):
@@ -81,7 +60,7 @@ def test_mixup_and_gcl_noise_resume_bit_exactly(options, tmp_path):
     np.random.seed(5), torch.manual_seed(5)  # as another process would have them
     train("gcl", options, resumed, "DATALOADER.NUM_WORKERS", 2, resume=True)
     a, b = state_of(whole), state_of(resumed)
-    assert_same(a, b)
+    assert runs.differences(a, b) == []
     assert a["model"]["mixup.noise._extra_state"].tolist() == [1, 10]
     assert a["model"]["cls_loss.noise._extra_state"].tolist() == [1, 10]
     loader = a["trainer"]["ranks"][0]["data_loader"]
@@ -108,7 +87,7 @@ def test_a_second_stage_trains_the_classifier_on_another_order(options, tmp_path
     (again / "last_checkpoint").write_text("model_0000003.pth")
     shutil.rmtree(first)
     train("gcl_cben", options, again, "MODEL.LT.FIRST_STAGE", first, resume=True)
-    assert_same(state_of(second), state_of(again))
+    assert runs.differences(state_of(second), state_of(again)) == []
 
 
 def test_a_second_stage_without_a_first_is_found_before_the_training(options, tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lt_det.engine import LongTailTrainer, load_config, prepare_config
+from lt_det.engine import load_config, prepare_config
 from lt_det.engine.hooks import named_grad_stats
 from lt_det.errors import LtDetError
 from lt_det.evaluation.results import read_record
-from tests.engine.test_segmentation import differences
+from tests.engine import runs
 
 SMALL = [
     *("MODEL.RETINANET.NUM_CLASSES", "9", "MODEL.RETINANET.NUM_CONVS", "1"),
@@ -20,15 +20,9 @@ SMALL = [
 
 
 def train(config, options, output, *more, resume=False):
-    """Run a training; the trainer after it."""
+    """The trainer after the training of a quick configuration."""
     path = f"configs/quick/lvis_{config}.yaml"
-    cfg = load_config(path, [*options, *SMALL, "OUTPUT_DIR", str(output), *map(str, more)])
-    counts = prepare_config(cfg)
-    output.mkdir(parents=True, exist_ok=True)
-    trainer = LongTailTrainer(cfg, counts, config_file=path)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
+    return runs.train(path, [*options, *SMALL], output, *more, resume=resume)
 
 
 @pytest.mark.parametrize("config", ["retinanet_focal", "retinanet_efl", "atss_efl"])
@@ -43,7 +37,7 @@ def test_a_killed_run_goes_on_bit_exactly_and_boxes_are_evaluated(config, tiny_o
     np.random.seed(5), torch.manual_seed(5)  # as another process would have them
     train(config, options, resumed, resume=True)
     states = [torch.load(f / "model_final.pth", weights_only=True) for f in (whole, resumed)]
-    assert differences(*states) == []
+    assert runs.differences(*states) == []
     assert states[0]["model"]["normalizer.running"] not in (0, 100)
     assert list(named_grad_stats(trainer.model)) == ([] if "focal" in config else [""])
 

@@ -17,6 +17,7 @@ from lt_det.errors import ConfigError, DataError, MissingFileError
 from lt_det.evaluation.groups import groups_by_rank
 from lt_det.evaluation.results import read_record
 from lt_det.losses import GradStats
+from tests.engine import runs
 
 SPEC = SyntheticSpec(
     num_classes=9, num_train_images=12, num_val_images=4, image_size=96, imbalance=6.0
@@ -58,29 +59,9 @@ def options_of(maps, tmp_path, name="maps"):
 
 
 def train(config, options, output, *more, resume=False):
-    """Run a training; the trainer after it."""
+    """The trainer after the training of a quick configuration."""
     path = f"configs/quick/sem_seg_{config}.yaml"
-    cfg = load_config(path, [*options, "OUTPUT_DIR", str(output), *map(str, more)])
-    counts = prepare_config(cfg)
-    output.mkdir(parents=True, exist_ok=True)
-    trainer = LongTailTrainer(cfg, counts, config_file=path)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
-def differences(a, b, path=""):
-    """Paths at which two checkpoints are not bit-equal."""
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            return [f"{path}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [d for key in a for d in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [path]
-        return [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if same else [path]
+    return runs.train(path, options, output, *more, resume=resume)
 
 
 @pytest.mark.parametrize("config", ["ce", "softmax_eql", "sigmoid_eql"])
@@ -95,7 +76,7 @@ def test_a_killed_run_goes_on_bit_exactly(config, options, tmp_path):
     np.random.seed(5), torch.manual_seed(5)  # as another process would have them
     train(config, options, resumed, *sampler, "DATALOADER.NUM_WORKERS", 1, resume=True)
     states = [torch.load(f / "model_final.pth", weights_only=True) for f in (whole, resumed)]
-    assert differences(*states) == []
+    assert runs.differences(*states) == []
     assert states[0]["trainer"]["ranks"][0]["data_loader"]["order"].startswith("cben, ")
     stats = named_grad_stats(trainer.model)
     assert list(stats) == ([] if config == "ce" else ["", "aux"])
