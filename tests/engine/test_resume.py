@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine.runs import differences
+
 ROOT = Path(__file__).parents[2]
 ITERATIONS, PERIOD = 10, 4
 # Its sampler rounds repeat factors anew in every epoch; the tiny set has 24 images.
@@ -68,21 +70,6 @@ def run_and_kill(output: Path, options: list[str], iteration: int) -> None:
 
 def final_state(output: Path) -> dict:
     return torch.load(output / "model_final.pth", weights_only=True)
-
-
-def differences(a, b, path="") -> list[str]:
-    """Paths at which two checkpoints are not bit-equal."""
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            return [f"{path}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [d for key in a for d in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [f"{path}: length"]
-        return [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
-    if isinstance(a, torch.Tensor):
-        return [] if torch.equal(a, b) else [path]
-    return [] if a == b else [f"{path}: {a!r} != {b!r}"]
 
 
 @pytest.fixture(scope="module")
