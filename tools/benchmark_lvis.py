@@ -249,15 +249,9 @@ def _status_mb(field: str) -> float:
 
 def in_process(way: str, task: str, folder: Path) -> dict:
     """What :func:`evaluate` returns in a process of its own; its arrays lie in `folder`."""
-    command = [
-        sys.executable,
-        __file__,
-        way,
-        task,
-        str(folder),
-        str(arrays_path(folder, way, task)),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output = arrays_path(folder, way, task)
+    command = [sys.executable, __file__, way, task, str(folder), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{way}, {task} ended with status {done.returncode}: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
