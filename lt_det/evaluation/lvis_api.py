@@ -132,6 +132,7 @@ def matches_path(folder: str | os.PathLike, task: str) -> str:
     return os.path.join(os.fspath(folder), f"matches_{task}.npz")
 
 
+@gc_paused()
 def evaluate_lvis(
     ground_truth: str | os.PathLike | dict | GroundTruth,
     predictions: str | os.PathLike | Sequence[dict] | Predictions,
@@ -204,14 +205,13 @@ def _match(
     """The matches of each task, after checks of the predictions."""
     check_sizes(predictions)
     _note_non_finite(predictions)
-    with gc_paused():
-        candidates = choose_candidates(
-            gt,
-            predictions,
-            max_detections=limits.max_detections,
-            max_per_class=limits.max_per_class,
-        )
-        return {task: match(gt, predictions, candidates, task) for task in tasks}
+    candidates = choose_candidates(
+        gt,
+        predictions,
+        max_detections=limits.max_detections,
+        max_per_class=limits.max_per_class,
+    )
+    return {task: match(gt, predictions, candidates, task) for task in tasks}
 
 
 def choose_protocol(name: str, max_detections: int | None) -> Protocol:
