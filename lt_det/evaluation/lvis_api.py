@@ -170,7 +170,8 @@ def evaluate_lvis(
         group_source: where `groups` are from, for the record.
 
     Raises:
-        ValueError: an unknown task or protocol, a limit below 1, or groups that do not fit.
+        ValueError: an unknown task or protocol, a limit below 1, or groups or names that do not
+            fit.
         MissingFileError: a file is not there.
         DataError: ground truth, predictions or images that cannot be used or do not fit.
     """
@@ -184,6 +185,10 @@ def evaluate_lvis(
         groups, group_source = gt.groups, "none" if gt.groups is None else "frequency of the file"
     else:
         check_groups(groups, gt.num_classes)
+    if class_names is None:
+        class_names = [str(c.get("name", c["id"])) for c in gt.categories]
+    elif len(class_names) != gt.num_classes:
+        raise ValueError(f"{len(class_names)} class_names for {gt.num_classes} classes")
     parts = {name: {} for name in ("metrics", "class_ap", "precision", "recall", "matches")}
     for task, matches in _match(gt, predictions, tasks, limits).items():
         precision, recall = precision_and_recall(matches)
@@ -192,7 +197,7 @@ def evaluate_lvis(
         parts["metrics"][task] = metrics_from_arrays(precision, recall, groups)
         parts["class_ap"][task] = per_class_ap(precision)
     return LVISResult(
-        class_names=list(class_names or [str(c.get("name", c["id"])) for c in gt.categories]),
+        class_names=list(class_names),
         groups=None if groups is None else list(groups),
         protocol=_describe(limits, gt, group_source or "given"),
         **parts,
