@@ -12,6 +12,7 @@ computed at once. A weight is how often an image is in the set: a whole number >
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -21,8 +22,11 @@ from torch.nn.functional import embedding_bag
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.arrays import read_arrays
 from lt_det.evaluation.classification_predictions import PREDICTIONS_FILE, read_class_predictions
+from lt_det.evaluation.results import class_values
 from lt_det.evaluation.sem_seg_predictions import IMAGES_FILE
 
+# Percent; JSON keeps all digits, but sums may be taken in another order.
+_SAME = 1e-6
 # Thresholds of recall as lvis.LVISEval has them; AP is the mean precision over them.
 _RECALLS = np.linspace(0, 1, 101)
 # Some are a rounding error above j / 100, and not reached by a recall of exactly j / 100.
@@ -95,6 +99,40 @@ def read_per_image(folder: str | os.PathLike, num_classes: int) -> list[PerImage
         raise MissingFileError(
             f"{folder} has none of {', '.join(readers)}; evaluate the run again to have them"
         )
+    return found
+
+
+def read_images_of_record(folder: str | os.PathLike, record: Mapping) -> list[PerImage]:
+    """What the test images contribute to a result record, checked against it.
+
+    Args:
+        folder: of the files, see :func:`read_per_image`.
+        record: the result record.
+
+    Raises:
+        MissingFileError: the folder lacks the files of a part of the record.
+        DataError: a file cannot be read, or is of another evaluation than the record.
+    """
+    found = read_per_image(folder, len(record["per_class"]["name"]))
+    found = [images for images in found if images.part in record["metrics"]]
+    missing = set(record["metrics"]) - {images.part for images in found}
+    if missing:
+        raise MissingFileError(
+            f"{os.fspath(folder)} has no file of {sorted(missing)[0]}, which the record of "
+            f"{record['dataset']} has; evaluate the run again to have it"
+        )
+    for images in found:
+        column = f"{images.part}/{images.column}"
+        values = images.class_values(torch.ones(len(images.image_ids), 1, dtype=torch.float64))
+        recorded = class_values(record, column)
+        other = np.flatnonzero(np.abs(values[:, 0] - recorded) > _SAME)
+        if len(other):
+            k = other[0]
+            raise DataError(
+                f"the files in {os.fspath(folder)} are of another evaluation than the record of "
+                f"{record['dataset']}: {column} of class {record['per_class']['name'][k]!r} is "
+                f"{values[k, 0]:.3f} there and {recorded[k]:.3f} in the record"
+            )
     return found
 
 
