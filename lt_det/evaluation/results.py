@@ -482,7 +482,7 @@ def format_rows(
     stated = any(selection(r) for r in records)
     several_runs = any(len(runs) > 1 for _, runs in rows)
     head = ["run", *["data set"] * several_sets, *["epoch"] * stated, *["runs"] * several_runs]
-    lines = [head + [_title(c) for c in columns]]
+    lines = [head + [column_title(c) for c in columns]]
     for label, runs in rows:
         start = [label, *[runs[0]["dataset"]] * several_sets]
         start += [*[selection(runs[0]) or "-"] * stated, *[str(len(runs))] * several_runs]
@@ -523,7 +523,7 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
         if unit in first:
             order = sorted(order, key=lambda k, unit=unit: -(first[unit][k] or 0))
     values = {c: np.stack([class_values(r, c) for r in records]) for c in numbers_}
-    lines = [[c.replace("_", " ") for c in about] + [_title(c) for c in numbers_]]
+    lines = [[c.replace("_", " ") for c in about] + [column_title(c) for c in numbers_]]
     for k in order:
         cells = [mean_and_spread(values[c][:, k], digits) for c in numbers_]
         lines.append([str(first[c][k]) for c in about] + cells)
@@ -589,7 +589,8 @@ def _conditions(record: Mapping) -> dict:
     }
 
 
-def _title(column: str) -> str:
+def column_title(column: str) -> str:
+    """What tables call a column: "box AP" for "bbox/AP"."""
     part, _, name = column.partition("/")
     name = _METRIC_WORDS.get(column, name)
     return f"{_PART_WORDS.get(part, part)} {name}".strip()
