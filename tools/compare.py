@@ -30,7 +30,7 @@ from lt_det.evaluation.bootstrap import (
     metric_name,
     paired_bootstrap,
 )
-from lt_det.evaluation.groups import GROUP_WORDS, GROUPS, group_sizes
+from lt_det.evaluation.groups import GROUP_WORDS, GROUPS
 from lt_det.evaluation.per_image import read_images_of_record
 from lt_det.evaluation.results import (
     LAST,
@@ -115,11 +115,14 @@ def check_comparable(records):
     """Raise DataError for the first thing that records must share and do not."""
     first = conditions(records[0])
     for record in records[1:]:
-        for field, value in conditions(record).items():
-            if value != first[field]:
+        own = conditions(record)
+        for field in {**first, **own}:
+            # An entry of the protocol that a record lacks is None where it does not apply.
+            one, other = first.get(field), own.get(field)
+            if one != other:
                 raise DataError(
                     f"the runs cannot be compared on {record['dataset']}, they differ in {field}: "
-                    f"{_short(first[field], value)}"
+                    f"{_short(one, other)}"
                 )
 
 
@@ -132,7 +135,6 @@ def conditions(record):
         # A record that does not state it is taken for one of the last iteration.
         "selection of the epoch": LAST if chosen is None else chosen,
         **{f"protocol ({key})": value for key, value in record["protocol"].items()},
-        "protocol": sorted(record["protocol"]),
     }
 
 
@@ -190,10 +192,12 @@ def _images_by_part(record, folder):
 
 
 def side_text(name, runs):
-    """ "A: softmax, seeds 1, 2" """
+    """ "A: softmax (2 runs, seed 1, 2)" """
     labels = list(dict.fromkeys(default_label(record) for record, _ in runs))
     seeds = ", ".join(str(record["run"].get("seed")) for record, _ in runs)
-    return f"{name}: {', '.join(labels)} ({len(runs)} run{'s' * (len(runs) > 1)}, seed {seeds})"
+    text = f"{name}: {', '.join(labels)} ({len(runs)} run{'s' * (len(runs) > 1)}, seed {seeds})"
+    hashes = {record["run"].get("config_hash") for record, _ in runs} - {None}
+    return f"{text}; their configurations differ in more than the seed" if len(hashes) > 1 else text
 
 
 def group_lines(found):
@@ -224,8 +228,8 @@ def verdict_cells(comparison, name):
     return [ends(group.low, group.high), words]
 
 
-def ends(low, high):
-    return "-" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
+def ends(low, high, digits=2):
+    return "-" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def chance_text(comparison):
@@ -265,7 +269,7 @@ def class_lines(found, top):
                 f"{a[k]:.1f}",
                 f"{b[k]:.1f}",
                 f"{comparison.difference[k]:+.1f}",
-                ends(comparison.low[k], comparison.high[k]),
+                ends(comparison.low[k], comparison.high[k], 1),
                 beyond if comparison.beyond_noise[k] else "no",
             ]
         )
@@ -298,7 +302,8 @@ def noise_text(found):
     if single:
         return (
             f"{covered}, not the seed of the training: {' and '.join(single)} "
-            f"{'is one run' if len(single) == 1 else 'are one run each'}."
+            f"{'is one run' if len(single) == 1 else 'are one run each'}. What is beyond noise may "
+            "be of the seed, which several runs a side would show."
         )
     return f"{covered} and the seed of the training, as far as these runs show it."
 

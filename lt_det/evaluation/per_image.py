@@ -22,6 +22,8 @@ from torch.nn.functional import embedding_bag
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.arrays import read_arrays
 from lt_det.evaluation.classification_predictions import PREDICTIONS_FILE, read_class_predictions
+from lt_det.evaluation.lvis_api import matches_path
+from lt_det.evaluation.lvis_matching import Matches
 from lt_det.evaluation.results import class_values
 from lt_det.evaluation.sem_seg_predictions import IMAGES_FILE
 
@@ -88,16 +90,17 @@ def read_per_image(folder: str | os.PathLike, num_classes: int) -> list[PerImage
     """
     folder = os.fspath(folder)
     readers = {
-        "matches_bbox.npz": lambda path: read_detection(path, "bbox", num_classes),
-        "matches_segm.npz": lambda path: read_detection(path, "segm", num_classes),
-        PREDICTIONS_FILE: lambda path: read_classification(path, num_classes),
-        IMAGES_FILE: lambda path: read_segmentation(path, num_classes),
+        matches_path(folder, "bbox"): read_detection,
+        matches_path(folder, "segm"): read_detection,
+        os.path.join(folder, PREDICTIONS_FILE): read_classification,
+        os.path.join(folder, IMAGES_FILE): read_segmentation,
     }
-    paths = {os.path.join(folder, name): read for name, read in readers.items()}
-    found = [read(path) for path, read in paths.items() if os.path.isfile(path)]
+    found = [read(path, num_classes) for path, read in readers.items() if os.path.isfile(path)]
     if not found:
+        names = ", ".join(map(os.path.basename, readers))
         raise MissingFileError(
-            f"{folder} has none of {', '.join(readers)}; evaluate the run again to have them"
+            f"{folder} has none of {names}; evaluate the run again with --eval-only or, if its "
+            "detections were kept, these with tools/evaluate_json.py"
         )
     return found
 
@@ -179,15 +182,14 @@ class DetectionImages:
     added up once for all thresholds.
 
     Args:
-        matches: :class:`~lt_det.evaluation.lvis_matching.Matches` of a task.
-        part: "bbox" or "segm".
+        matches: of a task.
     """
 
     column = "AP"
 
-    def __init__(self, matches, part: str):
-        self.part = part
-        self.image_ids = np.asarray(matches.image_ids)
+    def __init__(self, matches: Matches):
+        self.part = matches.task
+        self.image_ids = matches.image_ids
         self.num_classes = len(matches.category_ids)
         counted = ~matches.gt_ignored[0]
         gt_image = matches.gt_image[counted].astype(np.int64)
@@ -218,14 +220,12 @@ class DetectionImages:
         return {}
 
 
-def read_detection(path: str | os.PathLike, part: str, num_classes: int) -> DetectionImages:
-    """Of a ``matches_<part>.npz``; see :func:`read_per_image`."""
-    from lt_det.evaluation.lvis_matching import Matches
-
+def read_detection(path: str | os.PathLike, num_classes: int) -> DetectionImages:
+    """Of a ``matches_<task>.npz``; see :func:`read_per_image`."""
     matches = Matches.load(path)
     if len(matches.category_ids) != num_classes:
         raise DataError(f"{path} is of {len(matches.category_ids)} classes, not {num_classes}")
-    return DetectionImages(matches, part)
+    return DetectionImages(matches)
 
 
 class _Chunk:
@@ -281,7 +281,7 @@ class _Chunk:
         return ap / (len(self._is_tp) * len(_RECALLS))
 
 
-def _chunks(matches, classes: np.ndarray, num_images: int) -> list[_Chunk]:
+def _chunks(matches: Matches, classes: np.ndarray, num_images: int) -> list[_Chunk]:
     """The detections of `classes` that matter, in chunks."""
     matched, ignored = matches.matched[0], matches.ignored[0]
     is_tp, counts = matched & ~ignored, ~ignored

@@ -58,7 +58,7 @@ def test_images_are_drawn_alike():
 
 def test_values_are_those_of_the_set_and_intervals_those_of_repeated_images():
     matches = random_matches(1)
-    found = bootstrap_groups(DetectionImages(matches, "bbox"), GROUPS, resamples=40, seed=5)
+    found = bootstrap_groups(DetectionImages(matches), GROUPS, resamples=40, seed=5)
     whole = repeated_aps(matches, np.ones(12, int))
     weights = torch.cat(list(resample_weights(12, 40, seed=5)), dim=1).numpy().astype(int)
     drawn = np.stack([repeated_aps(matches, w) for w in weights.T])
@@ -124,7 +124,7 @@ def test_arguments_that_cannot_be_used(arguments, message):
 
 
 def test_a_run_does_not_differ_from_itself():
-    images = DetectionImages(random_matches(2), "bbox")
+    images = DetectionImages(random_matches(2))
     comparison = paired_bootstrap(images, images, GROUPS, resamples=30)
     for found in comparison.groups.values():
         assert found[:4] == (0, 0, 0, False) and found.value_a == found.value_b
@@ -219,7 +219,7 @@ def test_other_images_or_ground_truth_are_an_error():
     with pytest.raises(DataError, match="of 9 and of 4 classes"):
         paired_bootstrap(a, classified([True], [0], 4), GROUPS, resamples=5)
     with pytest.raises(DataError, match="of classification and of bbox"):
-        paired_bootstrap(a, DetectionImages(random_matches(0), "bbox"), GROUPS, resamples=5)
+        paired_bootstrap(a, DetectionImages(random_matches(0)), GROUPS, resamples=5)
     with pytest.raises(DataError, match="at least one run"):
         paired_bootstrap([], a, GROUPS, resamples=5)
 
@@ -236,7 +236,7 @@ def test_false_discoveries_are_controlled_as_by_hand():
 
 
 def test_group_values_are_the_means_of_the_tables():
-    images = DetectionImages(random_matches(3), "bbox")
+    images = DetectionImages(random_matches(3))
     whole = repeated_aps(random_matches(3), np.ones(12, int))
     found = bootstrap_groups(images, GROUPS, resamples=5)
     expected = group_means(whole, GROUPS)

@@ -47,6 +47,7 @@ def random_matches(seed, detections=150, objects=60):
             found = rng.permutation(there)[: rng.integers(0, number + 1)]
             matched[0, t, found], ignored[0, t, found] = True, False
     return SimpleNamespace(
+        task="bbox",
         image_ids=np.arange(IMAGES) * 3,
         category_ids=np.arange(C) + 1,
         thresholds=np.linspace(0.5, 0.8, T),
@@ -98,7 +99,7 @@ def test_ap_of_weighted_images_is_that_of_repeated_ones(seed):
     matches = random_matches(seed, detections=[150, 20, 0][seed % 3])
     weights = random_weights(seed)
     expected = np.stack([repeated_aps(matches, w) for w in weights.T], axis=1)
-    images = DetectionImages(matches, "bbox")
+    images = DetectionImages(matches)
     found = images.class_values(torch.from_numpy(weights).double())
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
     assert np.isnan(found[[0, 2]]).all() and np.isnan(found[:, 1]).all()
@@ -119,14 +120,14 @@ def test_recalls_that_meet_a_threshold_count_as_lvis_counts_them(objects):
 @pytest.mark.parametrize("size", [1, 7, 10**6])
 def test_how_classes_are_put_together_changes_nothing(size, monkeypatch):
     matches, weights = random_matches(5), torch.from_numpy(random_weights(5)).double()
-    expected = DetectionImages(matches, "bbox").class_values(weights)
+    expected = DetectionImages(matches).class_values(weights)
     monkeypatch.setattr(per_image, "_CHUNK", size)
-    np.testing.assert_array_equal(DetectionImages(matches, "bbox").class_values(weights), expected)
+    np.testing.assert_array_equal(DetectionImages(matches).class_values(weights), expected)
 
 
 def test_classes_with_very_many_objects_are_computed_in_double_precision(monkeypatch):
     matches, weights = random_matches(6), torch.from_numpy(random_weights(6)).float()
-    images = DetectionImages(matches, "segm")
+    images = DetectionImages(matches)
     expected = images.class_values(weights.double())
     assert not np.array_equal(images.class_values(weights), expected, equal_nan=True)
     monkeypatch.setattr(per_image, "_FLOAT32_OBJECTS", 1)
@@ -135,7 +136,7 @@ def test_classes_with_very_many_objects_are_computed_in_double_precision(monkeyp
 
 def test_which_images_hold_a_class():
     matches = random_matches(7)
-    images = DetectionImages(matches, "bbox")
+    images = DetectionImages(matches)
     counted = ~matches.gt_ignored[0]
     pairs = set(zip(matches.gt_image[counted], matches.gt_class[counted], strict=True))
     found = list(zip(images.truth_image, images.truth_class, strict=True))
