@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from lt_det.errors import DataError, MissingFileError
-from lt_det.evaluation import per_image
+from lt_det.evaluation import evaluate_lvis, per_image
 from lt_det.evaluation.arrays import write_arrays
 from lt_det.evaluation.classification_metrics import class_accuracy
 from lt_det.evaluation.per_image import (
     ClassificationImages,
     DetectionImages,
+    read_images_of_record,
     read_per_image,
 )
+from lt_det.evaluation.results import read_record
 from lt_det.evaluation.sem_seg_metrics import areas, confusion_matrix, counted_iou
 from lt_det.evaluation.sem_seg_predictions import present_areas, write_image_areas
+from tests.evaluation import lvis_runs
 from tests.evaluation.sem_seg_maps import map_pair
 
 T, IMAGES, C = 4, 12, 9
@@ -106,6 +109,50 @@ def test_ap_of_weighted_images_is_that_of_repeated_ones(seed):
     # Precisions of single precision, in percent.
     found = images.class_values(torch.from_numpy(weights).float())
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_weights_it_is_the_ap_of_the_evaluation(seed, tmp_path):
+    gt = lvis_runs.ground_truth(40, seed)
+    for ann in gt["annotations"][::7]:
+        ann["ignore"] = 1
+    result = lvis_runs.write_run(tmp_path, gt, lvis_runs.predictions(gt, seed))
+    (images,) = read_per_image(tmp_path / "inference" / lvis_runs.DATASET, lvis_runs.CLASSES)
+    found = images.class_values(torch.ones(40, 1, dtype=torch.float64))
+    np.testing.assert_allclose(found[:, 0], result.class_ap["bbox"], rtol=0, atol=1e-9)
+    assert images.part == "bbox" and images.image_ids.tolist() == list(range(1, 41))
+
+
+def test_images_that_come_twice_count_as_two(tmp_path):
+    gt = lvis_runs.ground_truth(30)
+    results = lvis_runs.predictions(gt, 1)
+    images = [DetectionImages(evaluate_lvis(gt, results, ["bbox"]).matches["bbox"])]
+    # The first ten images once more, as images of their own.
+    again = {image["id"]: image["id"] + 100 for image in gt["images"][:10]}
+    for entries in (gt["images"], gt["annotations"], results):
+        key = "id" if entries is gt["images"] else "image_id"
+        entries.extend([{**e, key: again[e[key]]} for e in entries if e[key] in again])
+    for k, ann in enumerate(gt["annotations"]):
+        ann["id"] = k + 1
+    expected = evaluate_lvis(gt, results, ["bbox"]).class_ap["bbox"]
+    weights = torch.ones(30, 1, dtype=torch.float64)
+    weights[:10] = 2
+    np.testing.assert_allclose(images[0].class_values(weights)[:, 0], expected, rtol=0, atol=1e-9)
+
+
+def test_files_are_checked_against_their_record(tmp_path):
+    gt = lvis_runs.ground_truth(20)
+    lvis_runs.write_run(tmp_path, gt, lvis_runs.predictions(gt, 1))
+    record = read_record(tmp_path / "results" / f"{lvis_runs.DATASET}.json")
+    folder = tmp_path / "inference" / lvis_runs.DATASET
+    assert [images.part for images in read_images_of_record(folder, record)] == ["bbox"]
+    with pytest.raises(
+        MissingFileError, match="has no file of segm, which the record"
+    ):
+        read_images_of_record(folder, {**record, "metrics": {"bbox": {}, "segm": {}}})
+    record["per_class"]["bbox/AP"][4] += 0.01
+    with pytest.raises(DataError, match="of another evaluation .*AP of class 'class 4'"):
+        read_images_of_record(folder, record)
 
 
 @pytest.mark.parametrize("objects", range(1, 40))

@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
     gt = ground_truth()
     for seed in (1, 2, 3):
         write_run(folder / f"seed{seed}", gt, predictions(gt, seed), seed=seed)
-    planted = [(0, 0.2), (1, 0.2)]
+    planted = [(0, 0.05), (1, 0.05)]
     for seed in (4, 5):
         worse = predictions(gt, seed, found_of=planted)
         write_run(folder / f"worse{seed}", gt, worse, seed=seed, config="configs/worse.yaml")
