@@ -18,6 +18,8 @@ What an interval covers and what not:
 - A class without ground truth in a resample is left out of the group mean of that resample.
 - A class that few test images hold has an interval that is too narrow, for its resamples repeat
   those images: with one image it has no width. No verdict is given below `MIN_IMAGES`.
+- Percentiles of few images are a little narrow. Of classes of two simulated detectors that
+  differ by chance alone, with 8 to 60 images each, 6 to 7 % were beyond 95 % intervals, not 5 %.
 - It is about test sets of this size. A set of another size has another AP on average.
 """
 
