@@ -236,6 +236,33 @@ def test_classification_and_segmentation_are_compared(capsys, tmp_path, evaluate
     assert rows(out, f"{tail} ")[0][-1] == "no difference beyond noise"
 
 
+def test_of_a_run_folder_the_last_evaluation_is_compared(capsys, runs, tmp_path):
+    run_folder = changed(runs / "seed2", tmp_path / "run", lambda r: None)
+    best = read_record(run_folder / "results" / f"{DATASET}.json")
+    best["run"]["selection"] = "best on boxes_train"
+    best["metrics"]["bbox"]["AP"] = 99.0
+    path = run_folder / "results" / f"{DATASET}.best.json"
+    write_record(path, best)
+    expected = run(capsys, runs / "seed1", runs / "seed2")
+    assert run(capsys, runs / "seed1", run_folder) == expected
+    assert run(capsys, runs / "seed1", path)[0] == 1
+
+
+def test_what_has_no_value_is_null_in_the_file(capsys, tmp_path):
+    gt = ground_truth(20)
+    gt["annotations"] = [a for a in gt["annotations"] if a["category_id"] > 3]
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), gt, predictions(gt, seed))
+    _, out, _ = run(capsys, tmp_path / "1", tmp_path / "2", "--json", tmp_path / "x.json")
+    part = json.loads((tmp_path / "x.json").read_text())[0]["parts"]["bbox"]
+    assert part["groups"]["APr"] == {
+        **dict.fromkeys(("difference", "low", "high", "value_a", "value_b")),
+        "beyond_noise": False,
+    }
+    assert part["classes"]["low"][:3] == [None] * 3 and not rows(out, "box APr")
+    assert None not in part["classes"]["low"][3:]
+
+
 # ------------------------------------------------------------------ refusals
 
 
