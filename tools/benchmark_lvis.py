@@ -30,6 +30,7 @@ from benchmark_common import environment, positive
 
 from lt_det.evaluation import Predictions, evaluate_lvis
 from lt_det.evaluation.lvis_metrics import lvis_classes
+from lt_det.evaluation.predictions import concatenate
 
 CLASSES = 1203
 DETECTIONS = 300
@@ -62,14 +63,15 @@ def write_set(folder: Path, num_images: int, seed: int = 0) -> None:
         images.append(image)
         own = _annotations(rng, image, objects, len(annotations))
         annotations.extend(own)
-        detections.extend(_detections(rng, weights, image, objects))
+        # Columns at once: dicts of a large set would fill the memory.
+        detections.append(Predictions.from_results(_detections(rng, weights, image, objects)))
     frequency = np.repeat(["f", "c", "r"], [405, 461, 337]).tolist()
     categories = [
         {"id": k + 1, "name": f"class {k + 1}", "frequency": frequency[k]} for k in range(CLASSES)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / GROUND_TRUTH).write_bytes(orjson.dumps(content))
-    Predictions.from_results(detections).save(folder / COLUMNS)
+    concatenate(detections).save(folder / COLUMNS)
 
 
 def _image(rng: np.random.Generator, weights: np.ndarray, image_id: int) -> tuple[dict, tuple]:
