@@ -10,6 +10,9 @@ Deviations from ``lvis.LVISEval``:
 
 - a class or group without ground truth has NaN, not -1;
 - no predictions give AP 0, not an error;
+- what it takes for anything else is an error: predictions of unknown classes, boxes of negative
+  size, masks of another size than the image or with broken run lengths; predictions that are not
+  finite are left out, with a warning;
 - ground truth is numbered anew: an annotation whose id is 0 can never be matched there;
 - only (image, class) pairs that hold anything are visited, all of them at once, which needs a
   fraction of the time and memory;

@@ -312,6 +312,8 @@ def _measure(
     c, lowest = candidates, THRESHOLDS[0]
     if task == "bbox":
         boxes = predictions.boxes[c.row] if len(c.row) else np.zeros((0, 4))
+        # Columns may be float32, in which an IoU is another number.
+        boxes = boxes.astype(np.float64, copy=False)
         areas = boxes[:, 2] * boxes[:, 3]
         return areas, box_overlaps(boxes, gt.boxes, c.first, c.count, lowest)
     if len(c.row):

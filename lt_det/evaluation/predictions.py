@@ -57,20 +57,18 @@ class Predictions:
         return {task for task, there in has.items() if there}
 
     @classmethod
-    def from_results(cls, results: Iterable[dict], first: int = 0) -> Predictions:
+    def from_results(cls, results: Iterable[dict]) -> Predictions:
         """Columns of predictions in the results format of LVIS and COCO.
 
         Args:
             results: dicts with "image_id", "category_id", "score", and "bbox" (XYWH, pixels) or
                 "segmentation" (RLE, compressed or not) or both; all have what the first one has.
-            first: the number of the first one in messages.
 
         Raises:
             DataError: an entry lacks something or holds something else; the message has its
                 number.
         """
-        results = results if isinstance(results, Sequence) else list(results)
-        return _columns(results, first)
+        return _columns(results if isinstance(results, Sequence) else list(results), 0)
 
     @classmethod
     def from_pieces(cls, pieces: Iterable[Sequence[dict]]) -> Predictions:
@@ -227,7 +225,7 @@ def check_masks(predictions: Predictions) -> None:
 
 
 def _columns(results: Sequence[dict], first: int) -> Predictions:
-    """See :meth:`Predictions.from_results`."""
+    """See :meth:`Predictions.from_results`; the first entry has the number `first` in messages."""
     number = len(results)
     ids, categories = np.empty(number, np.int64), np.empty(number, np.int64)
     scores = np.empty(number)
@@ -405,13 +403,13 @@ def _load(path: str) -> Predictions:
     names = (*_COLUMNS, "boxes", *_MASK_COLUMNS)
     predictions = Predictions(**{name: found[name] for name in names if name in found})
     try:
-        check_columns(predictions)
+        _check_columns(predictions)
     except DataError as e:
         raise DataError(f"{path}: {e}") from e
     return predictions
 
 
-def check_columns(predictions: Predictions) -> None:
+def _check_columns(predictions: Predictions) -> None:
     """Raise DataError for the first column of another type or length than described."""
     number = len(predictions)
     wanted = {

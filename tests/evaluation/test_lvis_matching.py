@@ -1,5 +1,7 @@
 """Matches, and the parts that find them, against naive versions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
@@ -134,6 +136,20 @@ def test_rounds_find_what_one_detection_after_the_other_does(seed):
             taken[free[0]] = k
     found = dict(zip(*(v.tolist() for v in _greedy(det, gt)[::-1]), strict=True))
     assert found == taken
+
+
+def test_columns_of_single_precision_give_the_numbers_of_their_values():
+    dataset, predictions = random_set(SEEDS[0])
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 60, (len(predictions), 4)).astype(np.float32)
+    for p, box in zip(predictions, boxes.tolist(), strict=True):
+        p["bbox"] = box
+    wide = Predictions.from_results(predictions)
+    narrow = replace(wide, boxes=boxes, scores=wide.scores.astype(np.float32))
+    # The scores have one decimal: as many different ones.
+    results = [evaluate_lvis(dataset, columns, ["bbox"]) for columns in (wide, narrow)]
+    assert np.array_equal(*(r.precision["bbox"] for r in results))
+    assert np.array_equal(*(r.matches["bbox"].det_gt for r in results))
 
 
 # ---- overlaps --------------------------------------------------------------------------------
