@@ -20,6 +20,7 @@ from lt_det.losses.dense_normalizer import DenseNormalizer
 from lt_det.losses.federated import verified_classes
 from lt_det.losses.layout import dense_rows
 from lt_det.modeling.build import federated_from_config, loss_from_config
+from lt_det.modeling.calibration import CountCalibration, calibration_from_config
 from lt_det.modeling.classifier import prior_bias
 from lt_det.modeling.dense_inference import detect, level_candidates
 
@@ -125,6 +126,7 @@ def dense_arguments(cfg, loss: LongTailLoss, head: nn.Module) -> dict:
         "federated": federated_from_config(cfg, num_classes=loss.num_classes),
         "max_candidates": node.TOPK,
         "box_weight": node.BOX_WEIGHT,
+        "calibration": calibration_from_config(cfg, loss),
     }
 
 
@@ -195,6 +197,7 @@ class LongTailDense:
         max_candidates: pairs of anchor and class that go into non-maximum suppression, of all
             levels together; 0 = as many as the levels give (``test_topk_candidates`` each).
         box_weight: factor on the box regression loss.
+        calibration: of the class logits at inference; None = none.
         **kwargs: arguments of Detectron2's detector. Those of its focal loss have no effect.
     """
 
@@ -209,11 +212,13 @@ class LongTailDense:
         federated: nn.Module | None = None,
         max_candidates: int = 0,
         box_weight: float = 1.0,
+        calibration: CountCalibration | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.cls_loss, self.normalizer, self.federated = loss, normalizer, federated
         self.max_candidates, self.box_weight = max_candidates, box_weight
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -313,7 +318,7 @@ class LongTailDense:
         qualities = outputs[2] if len(outputs) > 2 else [None] * len(anchors)
         levels = [
             level_candidates(
-                logits[k],
+                logits[k] if self.calibration is None else self.calibration.maps(logits[k]),
                 deltas[k],
                 boxes.tensor,
                 None if quality is None else quality[k],
