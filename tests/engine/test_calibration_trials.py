@@ -1,0 +1,415 @@
+"""Trials of a calibration: what they evaluate is what the model gives with the key switched on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from lt_det.data.datasets.synthetic_sem_seg import generate_sem_seg
+from lt_det.engine import LongTailCheckpointer, LongTailTrainer, load_config, prepare_config
+from lt_det.engine.calibration_trials import (
+    ClassificationTrials,
+    Detections,
+    DetectionTrials,
+    GroundTruthFile,
+    SegmentationTrials,
+    calibrated_model,
+    chosen_images,
+    image_number,
+    method_of,
+    model_detection_trials,
+    outputs_by_strength,
+    rescored_results,
+    saved_image_scores,
+    training_ground_truth,
+    write_subset,
+)
+from lt_det.engine.replay import before_logits, replayed
+from lt_det.engine.trainer import evaluate_checkpoint
+from lt_det.errors import CheckpointError, ConfigError, DataError, MissingFileError
+from lt_det.evaluation import LongTailClassificationEvaluator
+from lt_det.evaluation.results import read_record
+from lt_det.evaluation.strength_search import REPORTING, TUNING, Choice
+from lt_det.losses import build_loss
+from lt_det.modeling.calibration import calibrated_scores
+from tests.engine.test_segmentation import SPEC, options_of
+from tests.modeling import dense_cases
+from tests.modeling.test_calibration import (
+    CLASSIFIER,
+    COUNTS,
+    DETECTOR,
+    ROI_HEADS,
+    SEGMENTOR,
+    config,
+    pictures,
+)
+
+STRENGTHS = [0.0, 0.4, 1.0]
+
+
+# ---- one run of the model for all strengths -----------------------------------------------------
+
+
+def configured(kind):
+    if kind in ("retinanet", "atss"):
+        cfg = dense_cases.config(kind, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    elif kind == "segmentor":
+        views = ("TEST.LT.SEM_SEG.WINDOW", 24, "TEST.LT.SEM_SEG.SCALES", (1.0, 0.75))
+        cfg = config(*SEGMENTOR, "MODEL.SEM_SEG_HEAD.NAME", "UPerNetHead", *views)
+    else:
+        small = ("MODEL.RPN.POST_NMS_TOPK_TEST", 12, "TEST.DETECTIONS_PER_IMAGE", 30)
+        if kind == "LongTailRes5ROIHeads":  # features of this size would make all scores 0 or 1
+            small += ("MODEL.LT.CLASSIFIER.INIT_STD", 0.01)
+        heads = (*ROI_HEADS[kind], "MODEL.ROI_HEADS.NAME", kind)
+        cfg = config(*DETECTOR, *heads, "MODEL.MASK_ON", kind == "LongTailROIHeads", *small)
+    return cfg
+
+
+def built(cfg, name="", strength=0.0):
+    cfg = cfg.clone()
+    cfg.MODEL.LT.CALIBRATION.NAME, cfg.MODEL.LT.CALIBRATION.STRENGTH = name, strength
+    torch.manual_seed(0)
+    return build_model(cfg).eval()
+
+
+def tensors(outputs):
+    """All numbers of a model's outputs."""
+    found = []
+    for output in outputs:
+        for value in output.values():
+            fields = value.get_fields().values() if isinstance(value, Instances) else [value]
+            found += [x.tensor if isinstance(x, Boxes) else x for x in fields]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "atss", "segmentor", *ROI_HEADS])
+def test_outputs_are_those_of_the_model_with_the_key_on(kind):
+    """Bit for bit, over several batches, masks, stages, windows and views; one pass each."""
+    cfg = configured(kind)
+    if kind == "LongTailROIHeads":  # boxes and masks
+        assert cfg.MODEL.MASK_ON
+    model, passes = built(cfg, "NorCal"), []
+    model.backbone.register_forward_pre_hook(lambda *_: passes.append(1))
+    compute = model.backbone.forward
+    computed = []
+    model.backbone.forward = lambda x: computed.append(1) or compute(x)
+    loader = [pictures(seed)[:1] for seed in (0, 1)]
+    found = [
+        (inputs, k, tensors(outputs))
+        for inputs, k, outputs in outputs_by_strength(model, loader, STRENGTHS)
+    ]
+    assert [k for _, k, _ in found] == [0, 1, 2, 0, 1, 2]
+    # Of a segmentor, a pass per window; elsewhere one a batch.
+    assert len(computed) * len(STRENGTHS) == len(passes)
+    first, last = (built(cfg, *on) for on in ((), ("NorCal", 1.0)))
+    for inputs, k, numbers in found:
+        if k == 1:
+            continue
+        with torch.no_grad():
+            expected = tensors((first if k == 0 else last)(inputs))
+        assert len(numbers) == len(expected) > 0
+        assert all(torch.equal(a, b) for a, b in zip(numbers, expected, strict=True))
+    changed = [torch.equal(a, b) for a, b in zip(found[0][2], found[2][2], strict=False)]
+    assert not all(changed)
+
+
+def test_replayed_parts_are_themselves_again():
+    model = built(configured("LongTailCascadeROIHeads"))
+    parts = before_logits(model)
+    assert len(parts) == 6  # backbone, proposals, pooler, three box heads
+    with replayed(parts):
+        assert all(name in owner.__dict__ for owner, name in parts)
+    assert not any(name in owner.__dict__ for owner, name in parts)
+
+
+def test_a_method_is_known_by_any_spelling():
+    for name in ("norcal", "NorCal", "NORCAL"):
+        assert method_of(name) == "NorCal"
+    assert method_of("logit-adjustment") == method_of("logit_adjustment") == "LogitAdjustment"
+    assert method_of("tau-norm") == "TauNorm"
+    with pytest.raises(ConfigError, match="'temperature' in --method.*LogitAdjustment, NorCal"):
+        method_of("temperature")
+
+
+def test_weights_have_to_fit(tmp_path):
+    cfg = config(*CLASSIFIER)
+    path = tmp_path / "other.pth"
+    torch.save({"model": {}, "loss": "SoftmaxCE"}, path)
+    with pytest.raises(CheckpointError, match="lacks"):
+        calibrated_model(cfg, "NorCal", str(path))
+
+
+# ---- image classification -----------------------------------------------------------------------
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def evaluated(folder, outputs, labels, **more):
+    """Result record of outputs under image ids of falling order; files in `folder`."""
+    evaluator = LongTailClassificationEvaluator(
+        dataset_name="toy",
+        class_names=NAMES,
+        class_counts={"images": COUNTS},
+        output_dir=None if folder is None else str(folder),
+        distributed=False,
+        **more,
+    )
+    ids = [{"image_id": 100 - k, "label": label} for k, label in enumerate(labels)]
+    evaluator.process(ids, outputs)
+    evaluator.evaluate()
+    return evaluator.record
+
+
+def classifier_outputs(net, number=40):
+    """Scores of random features; none is so high that float32 has 1 for it."""
+    x = torch.randn(number, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        scores = calibrated_scores(net.calibration, net.cls_loss, net.logits(x), net.classifier)
+    return [{"scores": s, "features": f} for s, f in zip(scores, x, strict=True)]
+
+
+LABELS = np.random.default_rng(0).integers(0, 4, 40).tolist()
+
+
+@pytest.mark.parametrize("method", ["NorCal", "LogitAdjustment", "TauNorm"])
+@pytest.mark.parametrize("loss", ["SoftmaxCE", "SigmoidBCE"])
+def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
+    cfg = config(*CLASSIFIER, "MODEL.LT.LOSS.NAME", loss, "MODEL.LT.CLASSIFIER.INIT_STD", 0.3)
+    plain = built(cfg)
+    weights = {"keep_features": True, "classifier_weights": lambda: plain.classifier.weight}
+    evaluated(tmp_path, classifier_outputs(plain), LABELS, **weights)
+    saved = saved_image_scores(str(tmp_path), plain.cls_loss, method, STRENGTHS, COUNTS)
+    everything = chosen_images(saved, np.ones(40, dtype=bool))
+    trials = ClassificationTrials(
+        everything,
+        chosen_images(saved, np.zeros(40, dtype=bool)),
+        STRENGTHS,
+        dataset="toy",
+        class_names=NAMES,
+        groups=None,
+        image_counts=COUNTS,
+    )
+    assert trials.num_images == {TUNING: 40, REPORTING: 0}
+    for k, strength in enumerate(STRENGTHS):
+        expected = evaluated(None, classifier_outputs(built(cfg, method, strength)), LABELS)
+        found = trials.record(k, TUNING)
+        assert found["protocol"] == expected["protocol"]
+        assert found["per_class"] == expected["per_class"]
+        ours, theirs = (r["metrics"]["classification"] for r in (found, expected))
+        # The rest is the same; confidences are of float32 here and there.
+        assert ours.pop("ece") == pytest.approx(theirs.pop("ece"), abs=1e-3)
+        assert ours == theirs
+
+
+def test_images_are_chosen_with_their_scores(tmp_path):
+    net = built(config(*CLASSIFIER))
+    evaluated(tmp_path, classifier_outputs(net), LABELS)
+    saved = saved_image_scores(str(tmp_path), net.cls_loss, "NorCal", [0.0, 1.0], COUNTS)
+    chosen = np.arange(40) % 3 == 0
+    part = chosen_images(saved, chosen)
+    assert part["image_ids"].tolist() == [*range(61, 101, 3)]
+    assert part["labels"].tolist() == LABELS[::-1][::3]
+    for some, whole in zip(part["scores"], saved["scores"], strict=True):
+        assert torch.equal(some, whole[::3])
+
+
+def test_what_was_not_kept_is_said(tmp_path):
+    loss = build_loss("SoftmaxCE", num_classes=4)
+    with pytest.raises(MissingFileError, match=r"predictions\.npz"):
+        saved_image_scores(str(tmp_path), loss, "NorCal", STRENGTHS, COUNTS)
+    np.savez(
+        tmp_path / "predictions.npz",
+        image_ids=np.arange(2),
+        labels=np.arange(2),
+        top_classes=np.zeros((2, 1), dtype=int),
+        top_scores=np.zeros((2, 1)),
+    )
+    with pytest.raises(DataError, match="best five scores.*MODEL.LT.CALIBRATION"):
+        saved_image_scores(str(tmp_path), loss, "NorCal", STRENGTHS, COUNTS)
+    net = built(config(*CLASSIFIER))
+    evaluated(tmp_path, classifier_outputs(net), LABELS)
+    with pytest.raises(MissingFileError, match=r"features\.npz"):
+        saved_image_scores(str(tmp_path), loss, "TauNorm", STRENGTHS, COUNTS)
+    evaluated(tmp_path, classifier_outputs(net), LABELS, keep_features=True)
+    with pytest.raises(ConfigError, match="linear classifier.*KEEP_FEATURES"):
+        saved_image_scores(str(tmp_path), loss, "TauNorm", STRENGTHS, COUNTS)
+
+
+# ---- segmentation -------------------------------------------------------------------------------
+
+
+def untrained(config_file, options, output, *more):
+    """A prepared configuration with saved random weights, its counts, and their file."""
+    cfg = load_config(config_file, [*options, "OUTPUT_DIR", str(output), *map(str, more)])
+    counts = prepare_config(cfg, training=False)
+    torch.manual_seed(0)
+    model = LongTailTrainer.build_model(cfg)
+    checkpointer = LongTailCheckpointer(model, str(output), loss=cfg.MODEL.LT.LOSS.NAME)
+    output.mkdir(parents=True)
+    checkpointer.save("model_final")
+    return cfg, counts, str(output / "model_final.pth")
+
+
+def evaluated_with_key(cfg, counts, weights, method, strength):
+    """Record of the usual evaluation with the calibration switched on."""
+    cfg = cfg.clone()
+    cfg.MODEL.LT.CALIBRATION.NAME, cfg.MODEL.LT.CALIBRATION.STRENGTH = method, strength
+    cfg.MODEL.WEIGHTS = weights
+    evaluate_checkpoint(cfg, counts, resume=False, before_writing=lambda: None)
+    return read_record(f"{cfg.OUTPUT_DIR}/results/{cfg.DATASETS.TEST[0]}.json")
+
+
+def test_segmentation_evaluates_as_with_the_key_on(tmp_path):
+    folder = generate_sem_seg(tmp_path / "set", SPEC)
+    options = options_of(folder, tmp_path, "trials")
+    cfg, counts, weights = untrained(
+        "configs/quick/sem_seg_ce.yaml",
+        options,
+        tmp_path / "run",
+        *("MODEL.LT.CLASSIFIER.INIT_STD", 1.0, "TEST.LT.SEM_SEG.FLIP", True),
+    )
+    number = image_number("trials_val")
+    choice = Choice(
+        {TUNING: "trials_val", REPORTING: "trials_val"},
+        {TUNING: np.arange(number), REPORTING: np.array([1])},
+    )
+    model = calibrated_model(cfg.clone(), "NorCal", weights)
+    trials = SegmentationTrials(cfg, model, choice, STRENGTHS, counts, "training pixels")
+    assert trials.num_images == {TUNING: number, REPORTING: 1}
+    for k, strength in enumerate(STRENGTHS):
+        expected = evaluated_with_key(cfg, counts, weights, "NorCal", strength)
+        found = trials.record(k, TUNING)
+        assert found["metrics"] == expected["metrics"]
+        assert found["per_class"] == expected["per_class"]
+    assert trials.record(0, TUNING)["metrics"] != trials.record(2, TUNING)["metrics"]
+    assert trials.record(0, REPORTING)["protocol"]["images"] == 1
+
+
+# ---- detection ----------------------------------------------------------------------------------
+
+
+def test_detection_evaluates_as_with_the_key_on(tiny_options, tmp_path):
+    cfg, counts, weights = untrained(
+        "configs/quick/lvis_softmax.yaml",
+        tiny_options,
+        tmp_path / "run",
+        *("MODEL.LT.CLASSIFIER.INIT_STD", 1.0, "TEST.DETECTIONS_PER_IMAGE", 40),
+    )
+    everything = np.arange(image_number("tiny_val"))
+    choice = Choice(
+        {TUNING: "tiny_val", REPORTING: "tiny_val"}, {TUNING: everything, REPORTING: everything[:2]}
+    )
+    model = calibrated_model(cfg.clone(), "NorCal", weights)
+    trials = model_detection_trials(cfg, model, choice, [0.0, 0.7], counts)
+    for k, strength in enumerate([0.0, 0.7]):
+        expected = evaluated_with_key(cfg, counts, weights, "NorCal", strength)
+        path = tmp_path / "run" / "inference" / "tiny_val" / "lvis_instances_results.json"
+        assert trials.results(k, TUNING) == json.loads(path.read_text())
+        found = trials.record(k, TUNING)
+        for field in ("metrics", "per_class", "protocol", "group_sizes"):
+            assert found[field] == expected[field]
+    assert trials.results(0, TUNING) != trials.results(1, TUNING)
+    ids = {p["image_id"] for p in trials.results(0, REPORTING)}
+    assert len(ids) == 2 and trials.num_images[REPORTING] == 2
+    assert trials.record(0, REPORTING)["protocol"]["images"] == 2
+
+
+def test_columns_are_the_usual_results():
+    """Empty images, no images at all, masks or none."""
+    empty = Instances((4, 4), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+    empty.pred_classes = torch.zeros(0, dtype=torch.int64)
+    one = Instances((4, 4), pred_boxes=Boxes(torch.tensor([[1.0, 2, 3, 4]])))
+    one.scores, one.pred_classes = torch.tensor([0.25]), torch.tensor([1])
+    found = Detections()
+    assert found.results([7, 9]) == []
+    found.add([{"image_id": 5}, {"image_id": 6}], [{"instances": empty}, {"instances": one}])
+    result = {"image_id": 6, "category_id": 9, "score": 0.25, "bbox": [1.0, 2.0, 2.0, 2.0]}
+    assert found.results([7, 9]) == [result]
+    assert one.pred_boxes.tensor.tolist() == [[1, 2, 3, 4]]
+    one.pred_masks = torch.ones(1, 4, 4, dtype=torch.bool)
+    masked = Detections()
+    masked.add([{"image_id": 6}], [{"instances": one}])
+    assert masked.results([7, 9])[0]["segmentation"]["size"] == [4, 4]
+
+
+RESULTS = [
+    {"image_id": 1, "category_id": 30, "score": 0.9, "bbox": [0, 0, 4, 4]},
+    {"image_id": 2, "category_id": 10, "score": 0.2, "bbox": [0, 0, 4, 4]},
+    {"image_id": 1, "category_id": 20, "score": 0.5, "bbox": [9, 9, 4, 4]},
+]
+
+
+def test_saved_predictions_are_rescored_by_their_class():
+    """Odds are divided by n^gamma; all but the score stays, and so does what was given."""
+    before = json.dumps(RESULTS)
+    found = rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0.5)
+    odds = [9.0, 0.25 / 10, 1 / 2]
+    np.testing.assert_allclose([p["score"] for p in found], [o / (1 + o) for o in odds])
+    for old, new in zip(RESULTS, found, strict=True):
+        assert {**old, "score": None} == {**new, "score": None}
+    assert json.dumps(RESULTS) == before
+    assert rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0) == RESULTS
+    adjusted = rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "LogitAdjustment", 1)
+    odds = [900.0, 0.25, 25.0]
+    np.testing.assert_allclose([p["score"] for p in adjusted], [o / (1 + o) for o in odds])
+
+
+def test_predictions_that_cannot_be_rescored_are_named():
+    with pytest.raises(DataError, match="image 1: predicted category id 30"):
+        rescored_results(RESULTS, [10, 20], [100, 4], "NorCal", 0.5)
+    for bad in (1.5, -0.1, float("nan")):
+        wrong = [RESULTS[0], RESULTS[1] | {"score": bad}]
+        with pytest.raises(DataError, match=f"prediction 1: score {bad}"):
+            rescored_results(wrong, [10, 20, 30], [100, 4, 1], "NorCal", 0.5)
+    with pytest.raises(ConfigError, match="'TauNorm'.*LogitAdjustment, NorCal"):
+        rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "TauNorm", 0.5)
+
+
+def test_a_subset_of_a_file_has_its_images_and_their_annotations(tiny_set, tmp_path):
+    source = tiny_set / "annotations" / "val.json"
+    whole = json.loads(source.read_text())
+    wanted = {whole["images"][0]["id"], whole["images"][3]["id"]}
+    write_subset(str(source), wanted, str(tmp_path / "some.json"))
+    some = json.loads((tmp_path / "some.json").read_text())
+    assert [x["id"] for x in some["images"]] == sorted(wanted)
+    expected = [a for a in whole["annotations"] if a["image_id"] in wanted]
+    assert some["annotations"] == expected and len(expected) < len(whole["annotations"])
+    assert some["categories"] == whole["categories"]
+
+
+def test_perfect_detections_of_a_part_are_perfect(tiny_set):
+    """Those of other images are left out, though they are wrong."""
+    path = tiny_set / "annotations" / "val.json"
+    whole = json.loads(path.read_text())
+    images, categories = [x["id"] for x in whole["images"]], whole["categories"]
+    right = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 1.0}
+        for a in whole["annotations"]
+    ]
+    wrong = [p | {"bbox": [0.0, 0.0, 1.0, 1.0]} for p in right if p["image_id"] in images[3:]]
+    ids = sorted(c["id"] for c in categories)
+    truth = GroundTruthFile("toy", str(path), [str(i) for i in ids], ids, None, {})
+    trials = DetectionTrials(
+        [0.0],
+        dict.fromkeys((TUNING, REPORTING), truth),
+        {TUNING: images[:3], REPORTING: images[3:]},
+        {
+            TUNING: [lambda: [p for p in right if p["image_id"] in images[:3]] + wrong],
+            REPORTING: [lambda: wrong],
+        },
+        tasks=("bbox",),
+    )
+    assert trials.record(0, TUNING)["metrics"]["bbox"]["AP"] == 100
+    assert trials.record(0, REPORTING)["metrics"]["bbox"]["AP"] == 0
+
+
+def test_groups_are_those_of_the_training_set(tiny_options, tmp_path):
+    cfg = load_config("configs/quick/lvis_softmax.yaml", tiny_options)
+    counts = prepare_config(cfg, training=False)
+    truth = training_ground_truth("tiny_val", counts)
+    assert truth.class_counts["images"] == counts.images.tolist()
+    assert len(truth.class_names) == len(truth.category_ids) == 9
+    assert training_ground_truth("tiny_val", None).class_counts == {}
