@@ -6,7 +6,7 @@
     python tools/calibrate.py --run output/lvis_softmax --method norcal --tune-on lvis_v1_minival
     python tools/calibrate.py --run output/imagenet_lt_ce --method logit-adjustment
     python tools/calibrate.py --pred results.json --gt lvis_v1_val.json --counts counts.json \\
-        --method norcal --output calibrated.json
+        --scores softmax --method norcal --output calibrated.json
 
 Half of the images, drawn by --seed, choose the strength; the other half is what is reported. With
 --tune-on another set chooses it. With --strength nothing is chosen, and all images are reported.
@@ -16,16 +16,23 @@ computed once for all strengths, what follows (scores, thresholds, suppression) 
 classification the scores that the evaluation kept are enough, and for tau-norm its features
 (TEST.LT.KEEP_FEATURES True).
 
---pred knows of each detection nothing but the score of its class. Scores of sigmoid detectors are
-re-scored exactly; detections that the model did not keep stay lost. Of softmax detectors all that
-is not the own class is taken for background, which is an approximation; use --run. So it is of
-EQLv2 with its background output. --counts is the file of tools/class_counts.py --json.
+--pred knows no background and only the classes that were kept. What is missing of a region's scores
+is taken for background. Scores of sigmoid detectors are exact so. Of softmax detectors they are an
+approximation, where equal boxes of an image show which detections are of one region (boxes
+regressed without regard to the class, as in a cascade). Where none does, or with a sigmoid, each
+class keeps its order: scores of different classes become comparable, but AP changes only if the
+file has more than 300 detections an image. Use --run to see what a calibration does to AP.
+--counts is the file of tools/class_counts.py --json.
 """
 
 import argparse
 import json
 import logging
+import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import command_line  # noqa: F401  a warning
@@ -59,6 +66,7 @@ from lt_det.evaluation.strength_search import (
     search,
     strength_grid,
 )
+from lt_det.modeling.calibration import warn_of_double_correction
 
 GRIDS = {
     "instance": [k / 10 for k in range(0, 13, 2)],
@@ -66,6 +74,12 @@ GRIDS = {
     "classification": [k / 10 for k in range(0, 21)],
 }
 FORMAT_VERSION = 1
+MAX_THRESHOLD = 1e-4
+PRED_NOTE = (
+    "Of each region only the classes in the file are known; the rest of its scores was taken for "
+    "background. AP changes only by classes that share a box, or by more than 300 detections an "
+    "image: use --run to see what a calibration does to AP."
+)
 
 
 def parse_args(argv=None):
@@ -100,16 +114,33 @@ def parse_args(argv=None):
         default="instances",
         help="of --counts; the model goes by MODEL.LT.COUNT_UNIT, whose default is the same",
     )
+    pred.add_argument("--scores", choices=("softmax", "sigmoid"), help="of the detector")
     pred.add_argument("--output", type=output_file, help="re-scored results file to write")
     args = parser.parse_args(argv)
     if args.strength is not None and (args.strengths or args.tune_on or args.metric):
         parser.error("--strength chooses nothing: leave out --strengths, --metric and --tune-on")
-    if args.pred and not (args.gt and args.counts):
-        parser.error("--pred needs --gt and --counts")
+    if args.pred and not (args.gt and args.counts and args.scores):
+        parser.error("--pred needs --gt, --counts and --scores")
     return args
 
 
 # ------------------------------------------------------------------ runs
+
+
+@dataclass
+class Job:
+    """What is to be done; `rescored` gives the predictions of a file under a strength."""
+
+    method: str
+    sets: dict
+    trials: object
+    metric: str
+    rescored: Callable | None = None
+
+
+def strengths_of(args, task):
+    given = args.strengths if args.strength is None else [args.strength]
+    return strength_grid(given or GRIDS[task])
 
 
 def run_config(args):
@@ -132,28 +163,35 @@ def run_config(args):
     return cfg, sets
 
 
+def run_job(args, method):
+    cfg, sets = run_config(args)
+    task = task_of(cfg).name
+    trials_of = classification_trials if task == "classification" else model_trials
+    trials = trials_of(args, cfg, sets, method, strengths_of(args, task))
+    if args.strength:
+        warn_of_double_correction(cfg.MODEL.LT.LOSS.NAME, method, args.strength)
+    return Job(method, sets, trials, args.metric or DEFAULT_METRICS[task])
+
+
 def classification_trials(args, cfg, sets, method, strengths):
-    loss = task_of(cfg).loss(cfg)
-    counts = list(cfg.MODEL.LT.CLASS_COUNTS)
+    loss, counts = task_of(cfg).loss(cfg), list(cfg.MODEL.LT.CLASS_COUNTS)
     if method != "TauNorm" and not counts:
         raise ConfigError(f"MODEL.LT.CLASS_COUNTS of {args.run / 'config.yaml'} is empty")
     if method == "TauNorm" and cfg.MODEL.LT.CLASS_SCALE:
-        raise ConfigError("the factors of MODEL.LT.CLASS_SCALE are not in the kept features")
+        raise ConfigError(
+            "MODEL.LT.CLASS_SCALE is True, and its factors are not in the kept features: evaluate "
+            "with MODEL.LT.CALIBRATION instead"
+        )
     saved = {
         name: saved_image_scores(args.run / "inference" / name, loss, method, strengths, counts)
         for name in cfg.DATASETS.TEST
     }
-    choice = choose_images(
-        sets,
-        part_sizes(args, sets, lambda name: len(saved[name]["labels"])),
-        limit=args.limit,
-        seed=args.seed,
-    )
+    sizes = part_sizes(args, sets, lambda name: len(saved[name]["labels"]))
+    choice = choose_images(sets, sizes, limit=args.limit, seed=args.seed)
     parts = {part: chosen_images(saved[sets[part]], choice.places[part]) for part in PARTS}
     about = read_record(args.run / "results" / f"{sets[REPORTING]}.json")["per_class"]
     return ClassificationTrials(
-        parts[TUNING],
-        parts[REPORTING],
+        parts,
         strengths,
         dataset=sets[REPORTING],
         class_names=about["name"],
@@ -162,17 +200,30 @@ def classification_trials(args, cfg, sets, method, strengths):
     )
 
 
-def model_trials(args, cfg, sets, method, strengths, task):
+def model_trials(args, cfg, sets, method, strengths):
+    # Masks take long, and their scores are those of the boxes.
     cfg.MODEL.MASK_ON = cfg.MODEL.MASK_ON and str(args.metric).startswith("segm/")
     counts = prepare_config(cfg, training=False)
-    weights = args.weights or str(args.run / "model_final.pth")
-    model = calibrated_model(cfg, method, weights)
+    warn_of_threshold(cfg, method)
+    model = calibrated_model(cfg, method, args.weights or str(args.run / "model_final.pth"))
     sizes = part_sizes(args, sets, image_number)
     choice = choose_images(sets, sizes, limit=args.limit, seed=args.seed)
-    if task == "instance":
+    if task_of(cfg).name == "instance":
         return model_detection_trials(cfg, model, choice, strengths, counts)
     by = f"training {cfg.DATASETS.LT.SEM_SEG.GROUP_BY}"
     return SegmentationTrials(cfg, model, choice, strengths, counts, by)
+
+
+def warn_of_threshold(cfg, method):
+    """NorCal divides scores by powers of counts, which a usual threshold does not survive."""
+    dense = task_of(cfg).classes_key == "MODEL.RETINANET.NUM_CLASSES"
+    node = "RETINANET" if dense else "ROI_HEADS"
+    threshold = cfg.MODEL[node].SCORE_THRESH_TEST
+    if method == "NorCal" and task_of(cfg).name == "instance" and threshold > MAX_THRESHOLD:
+        logging.warning(
+            f"MODEL.{node}.SCORE_THRESH_TEST is {threshold}: NorCal lowers scores, and what falls "
+            f"below it is lost. LVIS recipes have {MAX_THRESHOLD:g} or less"
+        )
 
 
 def part_sizes(args, sets, size_of):
@@ -186,145 +237,192 @@ def part_sizes(args, sets, size_of):
 # ------------------------------------------------------------------ saved predictions
 
 
-def read_counts(path, names, unit):
-    """(C,) counts of the classes by name, from the file of class_counts.py; with all its units."""
+def read_json(path, what):
     if not Path(path).is_file():
-        raise MissingFileError(f"no file {path}; tools/class_counts.py --json writes it")
+        raise MissingFileError(f"no {what} {path}")
     try:
-        columns = json.loads(Path(path).read_text(encoding="utf-8"))["per_class"]
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not a JSON file: {error}") from error
+
+
+def read_classes(path):
+    """Names and ids of the categories by ascending id, and the ids of the images."""
+    content = read_json(path, "annotation file")
+    try:
+        classes = sorted((c["id"], c["name"]) for c in content["categories"])
+        return (
+            [n for _, n in classes],
+            [i for i, _ in classes],
+            [x["id"] for x in content["images"]],
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no annotation file in LVIS or COCO form: {error!r}") from error
+
+
+def read_counts(path, names, unit):
+    """{unit: (C,) counts} of the classes by name, from the file of class_counts.py."""
+    content = read_json(path, "file of tools/class_counts.py --json")
+    try:
+        columns = content["per_class"]
         places = {name: k for k, name in enumerate(columns["name"])}
         counts = {u: columns[u] for u in ("images", "instances") if u in columns}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of tools/class_counts.py --json: {error!r}") from error
     if unit not in counts:
         raise DataError(f"{path} has no counts of {unit}; it has {', '.join(counts) or 'none'}")
     missing = [name for name in names if name not in places]
     if missing:
-        raise DataError(f"{path} has no count of class {missing[0]!r} and {len(missing) - 1} more")
+        raise DataError(
+            f"{path} has no count of {len(missing)} of the {len(names)} classes of the annotation "
+            f"file, the first is {missing[0]!r}"
+        )
     return {u: [c[places[name]] for name in names] for u, c in counts.items()}
 
 
-def prediction_trials(args, method, strengths):
-    """The trials, and the re-scored predictions by index of the strength."""
-    if not Path(args.gt).is_file():
-        raise MissingFileError(f"no annotation file {args.gt}")
-    content = json.loads(Path(args.gt).read_text(encoding="utf-8"))
-    categories = sorted(content["categories"], key=lambda c: c["id"])
-    names, ids = [c["name"] for c in categories], [c["id"] for c in categories]
+def box_or_mask(args, predictions):
+    """The task that --metric names, boxes unless the predictions have masks alone."""
+    if not predictions:
+        raise DataError(f"{args.pred} holds no prediction")
+    default = "bbox" if "bbox" in predictions[0] else "segm"
+    return (args.metric or default).partition("/")[0]
+
+
+def prediction_job(args, method):
+    names, ids, image_ids = read_classes(args.gt)
     counts = read_counts(args.counts, names, args.unit)
     predictions = load_predictions(args.pred)
+    task = box_or_mask(args, predictions)
+    strengths = strengths_of(args, "instance")
 
-    def results(strength):
-        return rescored_results(predictions, ids, counts[args.unit], method, strength)
+    def rescored(strength):
+        own = counts[args.unit]
+        return rescored_results(predictions, ids, own, method, strength, form=args.scores)
 
     name = Path(args.gt).stem
-    truth = GroundTruthFile(name, args.gt, names, ids, None, counts)
-    image_ids = [image["id"] for image in content["images"]]
     sets = dict.fromkeys(PARTS, name)
     sizes = part_sizes(args, sets, lambda _: len(image_ids))
     choice = choose_images(sets, sizes, limit=args.limit, seed=args.seed)
-    tasks = [t for t, key in (("bbox", "bbox"), ("segm", "segmentation")) if key in predictions[0]]
     trials = DetectionTrials(
         strengths,
-        dict.fromkeys(PARTS, truth),
+        dict.fromkeys(PARTS, GroundTruthFile(name, args.gt, names, ids, None, counts)),
         {part: [image_ids[k] for k in places] for part, places in choice.places.items()},
-        {part: [lambda s=s: results(s) for s in strengths] for part in PARTS},
-        tasks=tasks,
+        dict.fromkeys(PARTS, [partial(rescored, s) for s in strengths]),
+        tasks=(task,),
     )
-    return trials, results, name
+    return Job(method, sets, trials, args.metric or f"{task}/AP", rescored)
 
 
 # ------------------------------------------------------------------ report
 
 
-def found_of(args, trials, metric):
+def find(args, job):
     """The search; with --strength the two records of all images."""
     if args.strength is None:
-        return search(trials, metric)
-    last = len(trials.strengths) - 1
-    records = {"before": trials.record(0, REPORTING), "after": trials.record(last, REPORTING)}
+        return search(job.trials, job.metric)
+    last = len(job.trials.strengths) - 1
+    records = {
+        "before": job.trials.record(0, REPORTING),
+        "after": job.trials.record(last, REPORTING),
+    }
     return Found(last, [], {REPORTING: records})
 
 
-def report(args, method, metric, trials, found, sets):
+def report(args, job, found):
     """What is printed, in Markdown."""
-    strength = trials.strengths[found.best]
-    lines = []
+    strength = job.trials.strengths[found.best]
+    lines = [introduction(args, job, found, strength), ""]
     if found.values:
-        where = (
-            f"the other {trials.num_images[REPORTING]}"
-            if sets[TUNING] == sets[REPORTING]
-            else f"{trials.num_images[REPORTING]} of {sets[REPORTING]}"
-        )
-        lines += [
-            f"{method}: {metric} on {trials.num_images[TUNING]} images of {sets[TUNING]} (seed "
-            f"{args.seed}) chooses the strength, {where} are for the report.",
-            "",
-            curve(trials, found, metric),
-            "",
-        ]
-    else:
-        lines += [
-            f"{method} with strength {strength:g} on {trials.num_images[REPORTING]} images of "
-            f"{sets[REPORTING]}; nothing was chosen on them.",
-            "",
-        ]
-    lines += [result_table(found, strength), "", *verdict(trials, found)]
-    if strength:
-        lines += ["", "Switch it on:", "", "```yaml", switch(method, strength), "```"]
+        lines += [curve(job, found), ""]
+    lines += [result_table(found, strength), "", *verdict(found)]
+    if args.pred:
+        lines += ["", PRED_NOTE]
+    elif strength:
+        lines += ["", "Switch it on:", "", "```yaml", switch(job.method, strength), "```"]
     return "\n".join(lines)
 
 
-def curve(trials, found, metric):
-    rows = [["strength", f"{metric}, tuning"]]
-    for k, value in enumerate(found.values):
-        mark = " *" if k == found.best else ""
-        rows.append([f"{trials.strengths[k]:g}{mark}", f"{value:.2f}"])
+def introduction(args, job, found, strength):
+    number, sets = job.trials.num_images, job.sets
+    if not found.values:
+        return (
+            f"{job.method} with strength {strength:g} on {number[REPORTING]} images of "
+            f"{sets[REPORTING]}; nothing was chosen on them."
+        )
+    others = f"the other {number[REPORTING]}"
+    if sets[TUNING] != sets[REPORTING]:
+        others = f"{number[REPORTING]} of {sets[REPORTING]}"
+    return (
+        f"{job.method}: {job.metric} on {number[TUNING]} images of {sets[TUNING]} (seed "
+        f"{args.seed}) chooses the strength, {others} are for the report."
+    )
+
+
+def curve(job, found):
+    rows = [["strength", f"{job.metric}, tuning images"]]
+    for k, (strength, value) in enumerate(zip(job.trials.strengths, found.values, strict=True)):
+        rows.append([f"{strength:g}{' *' if k == found.best else ''}", f"{value:.2f}"])
     return markdown(rows)
 
 
 def result_table(found, strength):
-    words = {TUNING: "tuning images", REPORTING: "reporting images"}
+    when = {"before": "as it is", "after": f"strength {strength:g}"}
     rows = [
-        (f"{words[part]}, {'as it is' if when == 'before' else f'strength {strength:g}'}", [record])
+        (f"{part} images, {when[moment]}", [record])
         for part in PARTS
-        for when, record in found.records.get(part, {}).items()
+        for moment, record in found.records.get(part, {}).items()
     ]
     return format_rows(rows, digits=2)
 
 
-def verdict(trials, found):
-    if not found.values:
-        return []
-    if found.best == 0:
+def verdict(found):
+    if found.values and found.best == 0:
         return ["No strength that was tried is better than none: leave the calibration off."]
-    if found.best == len(found.values) - 1:
+    if found.values and found.best == len(found.values) - 1:
         return ["The largest strength that was tried is the best: try larger ones (--strengths)."]
     return []
 
 
 def switch(method, strength):
-    return f"MODEL:\n  LT:\n    CALIBRATION: {{NAME: {method}, STRENGTH: {strength:g}}}"
+    # A float even where it is whole: the configuration takes no integer for it.
+    number = float(f"{strength:.6g}")
+    return f"MODEL:\n  LT:\n    CALIBRATION: {{NAME: {method}, STRENGTH: {number}}}"
 
 
-def result_of(args, method, metric, trials, found, sets):
+def result_of(args, job, found):
     """What is written."""
-    strength = trials.strengths[found.best]
+    strength = job.trials.strengths[found.best]
     return {
         "format_version": FORMAT_VERSION,
-        "method": method,
+        "method": job.method,
         "strength": strength,
-        "chosen_by": metric if found.values else None,
-        "sets": sets,
-        "images": dict(trials.num_images),
+        "chosen_by": job.metric if found.values else None,
+        "sets": job.sets,
+        "images": dict(job.trials.num_images),
         "seed": args.seed,
-        "strengths": list(trials.strengths),
-        "tuning_values": [None if v != v else v for v in found.values],
+        "strengths": list(job.trials.strengths),
+        "tuning_values": [None if math.isnan(v) else v for v in found.values],
         "records": found.records,
         "run": None if args.run is None else str(args.run),
         "predictions": args.pred,
-        "yaml": switch(method, strength) if strength else None,
+        "yaml": switch(job.method, strength) if strength else None,
     }
+
+
+def write(args, job, found):
+    """The result and, with --output, the predictions with other scores."""
+    path = args.json
+    if path is None and args.run is not None:
+        path = args.run / "calibration" / f"{job.sets[REPORTING]}.{job.method}.json"
+    if args.output:
+        write_predictions(args.output, job.rescored(job.trials.strengths[found.best]))
+    if path:
+        with atomic_file(path) as file:
+            json.dump(result_of(args, job, found), file, indent=1, allow_nan=False)
+            file.write("\n")
+    for name in (args.output, path):
+        if name:
+            print(f"\nwrote {name}")
 
 
 def main(argv=None):
@@ -332,34 +430,10 @@ def main(argv=None):
     logging.basicConfig(format="%(message)s")
     try:
         method = method_of(args.method)
-        given = args.strengths if args.strength is None else [args.strength]
-        if args.pred:
-            task, results = "instance", None
-            strengths = strength_grid(given or GRIDS[task])
-            trials, results, name = prediction_trials(args, method, strengths)
-            sets = dict.fromkeys(PARTS, name)
-        else:
-            cfg, sets = run_config(args)
-            task = task_of(cfg).name
-            strengths = strength_grid(given or GRIDS[task])
-            if task == "classification":
-                trials = classification_trials(args, cfg, sets, method, strengths)
-            else:
-                trials = model_trials(args, cfg, sets, method, strengths, task)
-        metric = args.metric or DEFAULT_METRICS[task]
-        found = found_of(args, trials, metric)
-        print(report(args, method, metric, trials, found, sets))
-        if args.pred:
-            print("\n" + __doc__[__doc__.index("--pred knows") :].split("--counts is")[0].strip())
-        if args.pred and args.output:
-            write_predictions(args.output, results(strengths[found.best]))
-        path = args.json
-        if path is None and args.run is not None:
-            path = args.run / "calibration" / f"{sets[REPORTING]}.{method}.json"
-        if path:
-            with atomic_file(path) as file:
-                json.dump(result_of(args, method, metric, trials, found, sets), file, indent=1)
-            print(f"\nwrote {path}")
+        job = prediction_job(args, method) if args.pred else run_job(args, method)
+        found = find(args, job)
+        print(report(args, job, found))
+        write(args, job, found)
     except LtDetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -41,7 +41,7 @@ from lt_det.evaluation.classification_predictions import (
 )
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator
-from lt_det.evaluation.strength_search import PARTS, REPORTING, TUNING, Choice
+from lt_det.evaluation.strength_search import PARTS, Choice
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.calibration import (
     METHODS,
@@ -66,7 +66,7 @@ class ClassificationTrials:
     saved ones to float32.
 
     Args:
-        tuning, reporting: {"image_ids", "labels", "scores" (S, N, C) by strength}.
+        parts: part -> {"image_ids", "labels", "scores": S tensors (N, C)}.
         strengths: (S,).
         dataset: name, for the records.
         class_names: (C,).
@@ -74,9 +74,17 @@ class ClassificationTrials:
         image_counts: (C,) training images, or None.
     """
 
-    def __init__(self, tuning, reporting, strengths, *, dataset, class_names, groups, image_counts):
-        self.strengths = strengths
-        self._parts = {TUNING: tuning, REPORTING: reporting}
+    def __init__(
+        self,
+        parts: Mapping[str, Mapping],
+        strengths: Sequence[float],
+        *,
+        dataset: str,
+        class_names: Sequence[str],
+        groups: Sequence[str] | None,
+        image_counts: Sequence[int] | None,
+    ):
+        self.strengths, self._parts = strengths, parts
         self.num_images = {part: len(x["labels"]) for part, x in self._parts.items()}
         self._evaluator = partial(
             LongTailClassificationEvaluator,
@@ -153,13 +161,12 @@ def _tau_scores(loss: LongTailLoss, saved: Mapping[str, np.ndarray], tau: float)
     return loss.scores(tau_normalized_logits(features, weights, tau))
 
 
-def chosen_images(saved: Mapping, chosen: np.ndarray) -> dict:
-    """The images of `saved` where (N,) bool `chosen` says so."""
-    rows = torch.as_tensor(chosen)
+def chosen_images(saved: Mapping, places: np.ndarray) -> dict:
+    """The images of :func:`saved_image_scores` at (K,) int `places`."""
     return {
-        "image_ids": saved["image_ids"][chosen],
-        "labels": saved["labels"][chosen],
-        "scores": [x[rows] for x in saved["scores"]],
+        "image_ids": saved["image_ids"][places],
+        "labels": saved["labels"][places],
+        "scores": [x[torch.as_tensor(places)] for x in saved["scores"]],
     }
 
 
@@ -316,7 +323,8 @@ class Detections:
     """Detections of some images, in columns; masks as RLE where there are any."""
 
     def __init__(self):
-        self._columns: dict[str, list] = {"image_id": [], "class": [], "score": [], "bbox": []}
+        self._images: list[tuple[int, int]] = []  # id, number of detections
+        self._columns: list[tuple[np.ndarray, ...]] = []  # class, score, box
         self._masks: list[dict] = []
 
     def add(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -325,26 +333,22 @@ class Detections:
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.numpy().copy()
             boxes[:, 2:] -= boxes[:, :2]  # in float32, as Detectron2 does it
-            self._columns["image_id"].append(np.full(len(instances), image["image_id"]))
-            self._columns["class"].append(instances.pred_classes.numpy())
-            self._columns["score"].append(instances.scores.numpy().astype(np.float64))
-            self._columns["bbox"].append(boxes.astype(np.float64))
+            classes = instances.pred_classes.numpy().astype(np.int32)
+            self._images.append((image["image_id"], len(instances)))
+            self._columns.append((classes, instances.scores.numpy(), boxes))
             if instances.has("pred_masks"):
                 found = instances_to_coco_json(instances, image["image_id"])
                 self._masks += [p["segmentation"] for p in found]
 
     def results(self, category_ids: Sequence[int]) -> list[dict]:
         """In the results format of LVIS."""
-        columns = {
-            name: np.concatenate(parts).tolist() if parts else []
-            for name, parts in self._columns.items()
-        }
+        image_ids = itertools.chain.from_iterable(itertools.repeat(*i) for i in self._images)
+        columns = (np.concatenate(x).tolist() for x in zip(*self._columns, strict=True))
         masks = self._masks or itertools.repeat(None)
-        rows = zip(*columns.values(), masks, strict=False)
         return [
             {"image_id": i, "category_id": category_ids[k], "score": s, "bbox": b}
             | ({} if m is None else {"segmentation": m})
-            for i, k, s, b, m in rows
+            for i, k, s, b, m in zip(image_ids, *columns, masks, strict=False)
         ]
 
 
@@ -365,7 +369,7 @@ class DetectionTrials:
         self.strengths = strengths
         self.num_images = {part: len(ids) for part, ids in image_ids.items()}
         self._truth, self._image_ids, self._results = truth, image_ids, results
-        self._tasks, self._max_detections = tasks, max_detections
+        self.tasks, self._max_detections = tasks, max_detections
         self._folder = tempfile.TemporaryDirectory()  # goes with this object
 
     def results(self, k: int, part: str) -> list[dict]:
@@ -382,7 +386,7 @@ class DetectionTrials:
             class_names=truth.class_names,
             category_ids=truth.category_ids,
             groups=truth.groups,
-            tasks=self._tasks,
+            tasks=self.tasks,
             max_detections=self._max_detections,
             class_counts=truth.class_counts,
             distributed=False,
@@ -450,6 +454,8 @@ def rescored_results(
     class_counts: Sequence[float],
     method: str,
     strength: float,
+    *,
+    form: str,
 ) -> list[dict]:
     """Predictions of a results file with other scores; see :func:`rescore_detections`.
 
@@ -459,6 +465,8 @@ def rescored_results(
         class_counts: (C,).
         method: "NorCal" or "LogitAdjustment".
         strength: 0 = the predictions as they are.
+        form: "softmax": detections of one image with equal boxes are of one region, which is so
+            where boxes are regressed without regard to the class. "sigmoid": each is on its own.
 
     Raises:
         DataError: a category that is not among the classes, or a score that is no probability.
@@ -477,10 +485,21 @@ def rescored_results(
     if bad.any():
         k = int(bad.argmax())
         raise DataError(f"prediction {k}: score {scores[k]} is no probability in [0, 1]")
-    classes = np.array([place[p["category_id"]] for p in predictions], dtype=np.int64)
+    classes = torch.tensor([place[p["category_id"]] for p in predictions])
+    regions = torch.from_numpy(regions_of(predictions)) if form == "softmax" else None
     shift = method_shift(method, class_counts, strength)
-    new = rescore_detections(torch.from_numpy(scores), torch.from_numpy(classes), shift)
+    new = rescore_detections(torch.from_numpy(scores), classes, shift, regions)
     return [p | {"score": s} for p, s in zip(predictions, new.tolist(), strict=True)]
+
+
+def regions_of(predictions: Sequence[dict]) -> np.ndarray:
+    """(N,) int64 from 0, the same for predictions of one image with the same box.
+
+    Those without a box are alone.
+    """
+    numbers: dict = {}
+    keys = ((p["image_id"], *p["bbox"]) if "bbox" in p else (k,) for k, p in enumerate(predictions))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def method_of(name: str) -> str:

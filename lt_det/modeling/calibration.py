@@ -82,8 +82,9 @@ def norcal(logits: Tensor, class_counts: Tensor | Sequence[float], gamma: float)
     Segmentation", NeurIPS 2021 (repository tydpan/NorCal, 23e5ab6, its setting "exps" with
     renormalisation). The release counts training *images* (``MODEL.LT.COUNT_UNIT images``). For
     one-vs-all outputs it is the same rule with "not this class" in the place of the background:
-    the sigmoid of the result is ``(s / n^gamma) / (s / n^gamma + 1 - s)`` of the former ``s``.
-    Without a background it is logit adjustment with the same strength.
+    the sigmoid of the result is ``(s / n^gamma) / (s / n^gamma + 1 - s)`` of the former ``s``. That
+    keeps the order of each class: its AP changes by the limits on detections alone. Without a
+    background it is logit adjustment with the same strength.
 
     Args:
         logits: (M, L), any float dtype.
@@ -182,23 +183,37 @@ def rescore(scores: Tensor, shift: Tensor, form: str) -> Tensor:
     return F.softmax(shift_logits(scores.log(), shift), dim=1)
 
 
-def rescore_detections(scores: Tensor, classes: Tensor, shift: Tensor) -> Tensor:
-    """Scores of saved detections, of which only that of the own class is known.
+def rescore_detections(
+    scores: Tensor, classes: Tensor, shift: Tensor, regions: Tensor | None = None
+) -> Tensor:
+    """Scores of saved detections, which hold some classes of a region and not its background.
 
-    ``s e^-shift / (s e^-shift + 1 - s)``. Of a sigmoid score that is exact. Of a softmax score it
-    takes all that is not the own class for background; since other classes would be shifted, too,
-    it is a lower bound of NorCal's score, an upper bound of logit adjustment's, and exact where no
-    other class has a share. Detections that the model did not keep stay lost either way.
+    ``s_c e^-shift_c / (sum_k s_k e^-shift_k + rest)`` with the sum over the detections of the
+    region and ``rest = 1 - sum_k s_k``, taken for background. Exact of sigmoid scores, each a
+    region of its own, and of a softmax all of whose classes are there. Else classes that are not
+    there stay in the rest as they are: the score is then a lower bound of NorCal's and an upper
+    bound of logit adjustment's. Detections that the model did not keep stay lost.
+
+    Where every detection is alone, the order of a class does not change and neither does its AP,
+    unless a limit on the detections of an image is applied afterwards.
 
     Args:
         scores: (N,) in [0, 1].
         classes: (N,) int64, 0..C-1.
         shift: (C,) of :func:`norcal_shift` or :func:`prior_shift`.
+        regions: (N,) int64 from 0, the same for the detections of one region; None = each alone.
 
     Returns:
-        (N,) float64.
+        (N,) float64. A score of exactly 0, or of 1 alone, stays.
     """
-    return rescore(scores, shift[classes], "sigmoid")
+    scores = scores.double()
+    if regions is None:
+        regions = torch.arange(len(scores), device=scores.device)
+    lowered = scores * torch.exp(-shift[classes])
+    sums = scores.new_zeros(2, len(scores)).index_add_(1, regions, torch.stack([scores, lowered]))
+    known, below = sums
+    # Rounding may bring the sum of a softmax above 1.
+    return lowered / (below + (1 - known).clamp(min=0))[regions]
 
 
 # ---------------------------------------------------------------------------------------------

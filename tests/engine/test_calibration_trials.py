@@ -34,6 +34,7 @@ from lt_det.evaluation import LongTailClassificationEvaluator
 from lt_det.evaluation.results import read_record
 from lt_det.evaluation.strength_search import REPORTING, TUNING, Choice
 from lt_det.losses import build_loss
+from lt_det.modeling import norcal
 from lt_det.modeling.calibration import calibrated_scores
 from tests.engine.test_segmentation import SPEC, options_of
 from tests.modeling import dense_cases
@@ -182,10 +183,12 @@ def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
     weights = {"keep_features": True, "classifier_weights": lambda: plain.classifier.weight}
     evaluated(tmp_path, classifier_outputs(plain), LABELS, **weights)
     saved = saved_image_scores(str(tmp_path), plain.cls_loss, method, STRENGTHS, COUNTS)
-    everything = chosen_images(saved, np.ones(40, dtype=bool))
+    parts = {
+        TUNING: chosen_images(saved, np.arange(40)),
+        REPORTING: chosen_images(saved, np.arange(0)),
+    }
     trials = ClassificationTrials(
-        everything,
-        chosen_images(saved, np.zeros(40, dtype=bool)),
+        parts,
         STRENGTHS,
         dataset="toy",
         class_names=NAMES,
@@ -208,8 +211,7 @@ def test_images_are_chosen_with_their_scores(tmp_path):
     net = built(config(*CLASSIFIER))
     evaluated(tmp_path, classifier_outputs(net), LABELS)
     saved = saved_image_scores(str(tmp_path), net.cls_loss, "NorCal", [0.0, 1.0], COUNTS)
-    chosen = np.arange(40) % 3 == 0
-    part = chosen_images(saved, chosen)
+    part = chosen_images(saved, np.arange(0, 40, 3))
     assert part["image_ids"].tolist() == [*range(61, 101, 3)]
     assert part["labels"].tolist() == LABELS[::-1][::3]
     for some, whole in zip(part["scores"], saved["scores"], strict=True):
@@ -345,27 +347,49 @@ RESULTS = [
 def test_saved_predictions_are_rescored_by_their_class():
     """Odds are divided by n^gamma; all but the score stays, and so does what was given."""
     before = json.dumps(RESULTS)
-    found = rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0.5)
+    found = rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0.5, form="sigmoid")
     odds = [9.0, 0.25 / 10, 1 / 2]
     np.testing.assert_allclose([p["score"] for p in found], [o / (1 + o) for o in odds])
     for old, new in zip(RESULTS, found, strict=True):
         assert {**old, "score": None} == {**new, "score": None}
     assert json.dumps(RESULTS) == before
-    assert rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0) == RESULTS
-    adjusted = rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "LogitAdjustment", 1)
+    assert (
+        rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0, form="sigmoid") == RESULTS
+    )
+    adjusted = rescored_results(
+        RESULTS, [10, 20, 30], [100, 4, 1], "LogitAdjustment", 1, form="sigmoid"
+    )
     odds = [900.0, 0.25, 25.0]
     np.testing.assert_allclose([p["score"] for p in adjusted], [o / (1 + o) for o in odds])
 
 
+def test_detections_of_one_box_share_a_softmax():
+    """All classes of two regions at once: what the softmax of shifted logits gives."""
+    logits = torch.tensor([[2.0, 0, -1, 1], [0, 1, 0, 3]]).double()  # the background last
+    scores = logits.softmax(dim=1)
+    saved = [
+        {"image_id": 4, "category_id": 10 * k + 10, "score": scores[r, k].item(), "bbox": [r, 1, 2]}
+        for k in range(3)
+        for r in range(2)
+    ]
+    elsewhere = saved[0] | {"image_id": 5}
+    ids, counts = [10, 20, 30], [100, 4, 1]
+    found = rescored_results([*saved, elsewhere], ids, counts, "NorCal", 0.5, form="softmax")
+    expected = norcal(logits, counts, 0.5).softmax(dim=1)[:, :3].T.flatten()
+    np.testing.assert_allclose([p["score"] for p in found[:6]], expected, rtol=1e-12)
+    alone = rescored_results([elsewhere], ids, counts, "NorCal", 0.5, form="sigmoid")
+    assert found[6] == alone[0] and found[6]["score"] != found[0]["score"]
+
+
 def test_predictions_that_cannot_be_rescored_are_named():
     with pytest.raises(DataError, match="image 1: predicted category id 30"):
-        rescored_results(RESULTS, [10, 20], [100, 4], "NorCal", 0.5)
+        rescored_results(RESULTS, [10, 20], [100, 4], "NorCal", 0.5, form="sigmoid")
     for bad in (1.5, -0.1, float("nan")):
         wrong = [RESULTS[0], RESULTS[1] | {"score": bad}]
         with pytest.raises(DataError, match=f"prediction 1: score {bad}"):
-            rescored_results(wrong, [10, 20, 30], [100, 4, 1], "NorCal", 0.5)
+            rescored_results(wrong, [10, 20, 30], [100, 4, 1], "NorCal", 0.5, form="sigmoid")
     with pytest.raises(ConfigError, match="'TauNorm'.*LogitAdjustment, NorCal"):
-        rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "TauNorm", 0.5)
+        rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "TauNorm", 0.5, form="sigmoid")
 
 
 def test_a_subset_of_a_file_has_its_images_and_their_annotations(tiny_set, tmp_path):

@@ -241,20 +241,32 @@ def test_detections_with_sigmoid_scores_are_rescored_exactly():
     torch.testing.assert_close(found, expected)
 
 
-def test_detections_with_softmax_scores_are_bounded_and_exact_against_background():
-    logits, classes = random_logits(rows=50), torch.arange(50) % 4
-    rows = torch.arange(50)
-    own = logits.softmax(dim=1)[rows, classes]
-    by_norcal = rescore_detections(own, classes, norcal_shift(COUNTS, 0.6))
-    assert (by_norcal < norcal(logits, COUNTS, 0.6).softmax(dim=1)[rows, classes]).all()
-    by_prior = rescore_detections(own, classes, prior_shift(COUNTS, 0.6))
-    assert (by_prior > adjust_logits(logits, COUNTS, 0.6).softmax(dim=1)[rows, classes]).all()
-    alone = torch.full_like(logits, -math.inf)
-    alone[rows, classes], alone[:, 4] = logits[rows, classes], logits[:, 4]
-    found = rescore_detections(
-        alone.softmax(dim=1)[rows, classes], classes, norcal_shift(COUNTS, 0.6)
-    )
-    torch.testing.assert_close(found, norcal(alone, COUNTS, 0.6).softmax(dim=1)[rows, classes])
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_softmax_detections_are_bounded_by_what_is_known_of_their_region(kept):
+    """With all classes of a region exact, else lower (NorCal) or upper bounds."""
+    logits, rows = random_logits(rows=50), torch.arange(50)
+    scores = logits.softmax(dim=1)
+    classes = torch.stack([(rows + k) % 4 for k in range(kept)], dim=1)
+    saved = scores.gather(1, classes).flatten()
+    regions = rows.repeat_interleave(kept)
+    for function, shift, sign in ((norcal, norcal_shift, 1), (adjust_logits, prior_shift, -1)):
+        exact = function(logits, COUNTS, 0.6).softmax(dim=1).gather(1, classes).flatten()
+        found = rescore_detections(saved, classes.flatten(), shift(COUNTS, 0.6), regions)
+        if kept == 4:
+            torch.testing.assert_close(found, exact)
+        else:
+            assert (sign * found < sign * exact).all()
+            alone = rescore_detections(saved, classes.flatten(), shift(COUNTS, 0.6))
+            # Equal, up to rounding, where the other class known is not shifted.
+            assert ((found - exact).abs() <= (alone - exact).abs() + 1e-12).all()
+
+
+def test_a_region_whose_scores_sum_to_more_than_one_by_rounding():
+    scores = torch.tensor([0.5, 0.5000001])
+    classes, regions = torch.tensor([0, 3]), torch.tensor([0, 0])
+    found = rescore_detections(scores, classes, norcal_shift(COUNTS, 1), regions)
+    expected = torch.tensor([1 / 301, 300 / 301]).double()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 # ---- modules ------------------------------------------------------------------------------------
