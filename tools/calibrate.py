@@ -82,6 +82,10 @@ PRED_NOTE = (
 )
 
 
+def numbers(text):
+    return [float(part) for part in text.split(",")]
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +97,9 @@ def parse_args(argv=None):
         "--method", required=True, help="norcal, logit-adjustment or tau-norm (--run alone)"
     )
     parser.add_argument("--strength", type=float, help="report this one instead of choosing one")
-    parser.add_argument("--strengths", type=float, nargs="+", help="to try; 0 is always tried")
+    parser.add_argument(
+        "--strengths", type=numbers, metavar="S,S,...", help="to try; 0 is always tried"
+    )
     parser.add_argument(
         "--metric", help="what chooses, e.g. bbox/APr; default: AP, mIoU or mean class accuracy"
     )
@@ -104,7 +110,9 @@ def parse_args(argv=None):
     run.add_argument("--set", help="test set; default: that of DATASETS.TEST")
     run.add_argument("--tune-on", metavar="SET", help="another set to choose the strength on")
     run.add_argument("--weights", help="default: RUN/model_final.pth")
-    run.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the configuration")
+    run.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override the configuration"
+    )
     pred = parser.add_argument_group("with --pred")
     pred.add_argument("--gt", help="annotation file, LVIS or COCO form")
     pred.add_argument("--counts", help="training examples of each class")

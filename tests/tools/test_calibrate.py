@@ -118,7 +118,7 @@ def test_another_set_may_choose(tmp_path, capsys):
     folder = make_run(tmp_path / "run")
     make_run(folder, name="other", number=400, seed=1, prior=0.0)
     out, result = calibrate(
-        capsys, "--run", folder, "--method", "norcal", "--tune-on", "other", "--strengths", 1, 2
+        capsys, "--run", folder, "--method", "norcal", "--tune-on", "other", "--strengths", "1,2"
     )
     assert result["sets"] == {"tuning": "other", "reporting": "toy"}
     assert result["images"] == {"tuning": 400, "reporting": 600}
@@ -130,7 +130,7 @@ def test_another_set_may_choose(tmp_path, capsys):
 
 
 def test_the_end_of_the_grid_is_said(run, capsys):
-    out, result = calibrate(capsys, "--run", run, "--method", "norcal", "--strengths", 0.1, 0.3)
+    out, result = calibrate(capsys, "--run", run, "--method", "norcal", "--strengths", "0.1,0.3")
     assert result["strength"] == 0.3 and "try larger ones" in out
 
 
@@ -142,6 +142,13 @@ def test_another_metric_may_choose(run, capsys):
     assert "classification/most" in refused(
         capsys, "--run", run, "--method", "norcal", "--metric", "classification/most"
     )
+
+
+def test_options_override_the_configuration_of_the_run(run, capsys):
+    """Equal counts: no strength changes anything."""
+    args = ["--run", run, "--method", "norcal", "--strengths", "0.5,1"]
+    _, result = calibrate(capsys, *args, "MODEL.LT.CLASS_COUNTS", "[7, 7, 7]")
+    assert result["strength"] == 0 and len(set(result["tuning_values"])) == 1
 
 
 def test_images_may_be_fewer(run, capsys):
