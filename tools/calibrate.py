@@ -42,19 +42,21 @@ from lt_det.engine import load_config, prepare_config
 from lt_det.engine.calibration_trials import (
     ClassificationTrials,
     DetectionTrials,
-    GroundTruthFile,
     SegmentationTrials,
+    Truth,
     calibrated_model,
     chosen_images,
     image_number,
     method_of,
     model_detection_trials,
-    rescored_results,
+    rescored_predictions,
     saved_image_scores,
 )
 from lt_det.engine.tasks import task_of
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError
-from lt_det.evaluation.lvis_predictions import load_predictions, write_predictions
+from lt_det.evaluation.groups import groups_from_counts
+from lt_det.evaluation.lvis_ground_truth import load_ground_truth
+from lt_det.evaluation.lvis_predictions import read_predictions, write_predictions
 from lt_det.evaluation.results import atomic_file, format_rows, markdown, read_record
 from lt_det.evaluation.strength_search import (
     DEFAULT_METRICS,
@@ -92,7 +94,7 @@ def parse_args(argv=None):
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="folder of a finished run")
-    source.add_argument("--pred", help="results file of LVIS form")
+    source.add_argument("--pred", help="results file of LVIS form, or columns of an evaluation")
     parser.add_argument(
         "--method", required=True, help="norcal, logit-adjustment or tau-norm (--run alone)"
     )
@@ -245,37 +247,15 @@ def part_sizes(args, sets, size_of):
 # ------------------------------------------------------------------ saved predictions
 
 
-def read_json(path, what):
-    if not Path(path).is_file():
-        raise MissingFileError(f"no {what} {path}")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not a JSON file: {error}") from error
-
-
-def read_classes(path):
-    """Names and ids of the categories by ascending id, and the ids of the images."""
-    content = read_json(path, "annotation file")
-    try:
-        classes = sorted((c["id"], c["name"]) for c in content["categories"])
-        return (
-            [n for _, n in classes],
-            [i for i, _ in classes],
-            [x["id"] for x in content["images"]],
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no annotation file in LVIS or COCO form: {error!r}") from error
-
-
 def read_counts(path, names, unit):
     """{unit: (C,) counts} of the classes by name, from the file of class_counts.py."""
-    content = read_json(path, "file of tools/class_counts.py --json")
+    if not Path(path).is_file():
+        raise MissingFileError(f"no file {path}; tools/class_counts.py --json writes it")
     try:
-        columns = content["per_class"]
+        columns = json.loads(Path(path).read_text(encoding="utf-8"))["per_class"]
         places = {name: k for k, name in enumerate(columns["name"])}
         counts = {u: columns[u] for u in ("images", "instances") if u in columns}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no file of tools/class_counts.py --json: {error!r}") from error
     if unit not in counts:
         raise DataError(f"{path} has no counts of {unit}; it has {', '.join(counts) or 'none'}")
@@ -288,33 +268,36 @@ def read_counts(path, names, unit):
     return {u: [c[places[name]] for name in names] for u, c in counts.items()}
 
 
-def box_or_mask(args, predictions):
-    """The task that --metric names, boxes unless the predictions have masks alone."""
-    if not predictions:
-        raise DataError(f"{args.pred} holds no prediction")
-    default = "bbox" if "bbox" in predictions[0] else "segm"
-    return (args.metric or default).partition("/")[0]
+def read_truth(args):
+    """Ground truth of all classes of the file, with --counts; its groups are the file's if any."""
+    ground_truth = load_ground_truth(args.gt)
+    names = [str(c.get("name", c["id"])) for c in ground_truth.categories]
+    counts = read_counts(args.counts, names, args.unit)
+    name = Path(args.gt).stem
+    if ground_truth.groups or "images" not in counts:
+        return Truth(name, ground_truth, names, None, None, counts)
+    groups = groups_from_counts(counts["images"])
+    return Truth(name, ground_truth, names, groups, "training images", counts)
 
 
 def prediction_job(args, method):
-    names, ids, image_ids = read_classes(args.gt)
-    counts = read_counts(args.counts, names, args.unit)
-    predictions = load_predictions(args.pred)
-    task = box_or_mask(args, predictions)
+    truth, predictions = read_truth(args), read_predictions(args.pred)
+    if not len(predictions):
+        raise DataError(f"{args.pred} holds no prediction")
+    task = (args.metric or ("bbox" if "bbox" in predictions.tasks else "segm")).partition("/")[0]
     strengths = strengths_of(args, "instance")
+    ids, counts = truth.ground_truth.category_ids, truth.class_counts[args.unit]
 
     def rescored(strength):
-        own = counts[args.unit]
-        return rescored_results(predictions, ids, own, method, strength, form=args.scores)
+        return rescored_predictions(predictions, ids, counts, method, strength, form=args.scores)
 
-    name = Path(args.gt).stem
-    sets = dict.fromkeys(PARTS, name)
+    image_ids, sets = truth.ground_truth.image_ids, dict.fromkeys(PARTS, truth.name)
     sizes = part_sizes(args, sets, lambda _: len(image_ids))
     choice = choose_images(sets, sizes, limit=args.limit, seed=args.seed)
     trials = DetectionTrials(
         strengths,
-        dict.fromkeys(PARTS, GroundTruthFile(name, args.gt, names, ids, None, counts)),
-        {part: [image_ids[k] for k in places] for part, places in choice.places.items()},
+        dict.fromkeys(PARTS, truth),
+        {part: image_ids[places] for part, places in choice.places.items()},
         dict.fromkeys(PARTS, [partial(rescored, s) for s in strengths]),
         tasks=(task,),
     )

@@ -6,12 +6,9 @@ once over the images for all strengths; for image classification the saved score
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -39,7 +36,9 @@ from lt_det.evaluation.classification_predictions import (
     read_class_predictions,
     read_features,
 )
-from lt_det.evaluation.lvis import LongTailLVISEvaluator
+from lt_det.evaluation.lvis_api import evaluate_lvis
+from lt_det.evaluation.lvis_ground_truth import GroundTruth, load_ground_truth, positions
+from lt_det.evaluation.predictions import Predictions, concatenate
 from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator
 from lt_det.evaluation.strength_search import PARTS, Choice
 from lt_det.losses import LongTailLoss
@@ -288,68 +287,67 @@ class SegmentationTrials:
 
 
 @dataclass
-class GroundTruthFile:
-    """An annotation file and what an evaluation on it needs beside it.
+class Truth:
+    """Ground truth of a data set, and what its records have beside it.
 
     Attributes:
-        name: of the data set, for the records.
-        path: LVIS or COCO format.
-        class_names, category_ids: (C,).
-        groups: (C,), None = those of the file.
+        name: of the data set.
+        ground_truth: all its images.
+        class_names: (C,).
+        groups: (C,); None = those of the file.
+        group_source: where they are from; None = the file.
         class_counts: {"images", "instances": (C,)} of the training set, or {}.
     """
 
     name: str
-    path: str
-    class_names: list[str]
-    category_ids: list[int]
-    groups: list[str] | None
-    class_counts: dict[str, list[int]]
+    ground_truth: GroundTruth
+    class_names: Sequence[str]
+    groups: Sequence[str] | None
+    group_source: str | None
+    class_counts: Mapping[str, Sequence[int]]
 
 
-def training_ground_truth(name: str, counts: ClassCounts | None) -> GroundTruthFile:
+def registered_truth(name: str, counts: ClassCounts | None) -> Truth:
     """Of a registered test set, with the counts and groups of the training set if known."""
     info = dataset_info(name)
+    ground_truth = load_ground_truth(info.json_file, info.category_ids)
     known = {}
     if counts is not None:
         known = {"images": counts.images.tolist(), "instances": counts.instances.tolist()}
-    groups = None if counts is None or info.frequency else list(counts.groups)
-    return GroundTruthFile(
-        name, info.json_file, list(info.class_names), list(info.category_ids), groups, known
-    )
+    if counts is None or info.frequency:
+        return Truth(name, ground_truth, info.class_names, None, None, known)
+    return Truth(name, ground_truth, info.class_names, list(counts.groups), "given", known)
 
 
 class Detections:
-    """Detections of some images, in columns; masks as RLE where there are any."""
+    """Detections of some images, in columns."""
 
     def __init__(self):
-        self._images: list[tuple[int, int]] = []  # id, number of detections
-        self._columns: list[tuple[np.ndarray, ...]] = []  # class, score, box
-        self._masks: list[dict] = []
+        self._parts: list[Predictions] = []
 
     def add(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Of a batch."""
+        """Of a batch; kept in the precision that they come in."""
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
+            instances, image_id = output["instances"].to("cpu"), image["image_id"]
+            if instances.has("pred_masks"):
+                results = instances_to_coco_json(instances, image_id)
+                self._parts.append(Predictions.from_results(results))
+                continue
             boxes = instances.pred_boxes.tensor.numpy().copy()
             boxes[:, 2:] -= boxes[:, :2]  # in float32, as Detectron2 does it
-            classes = instances.pred_classes.numpy().astype(np.int32)
-            self._images.append((image["image_id"], len(instances)))
-            self._columns.append((classes, instances.scores.numpy(), boxes))
-            if instances.has("pred_masks"):
-                found = instances_to_coco_json(instances, image["image_id"])
-                self._masks += [p["segmentation"] for p in found]
+            ids = np.full(len(instances), image_id, dtype=np.int64)
+            classes, scores = instances.pred_classes.numpy(), instances.scores.numpy()
+            self._parts.append(Predictions(ids, classes, scores, boxes))
 
-    def results(self, category_ids: Sequence[int]) -> list[dict]:
-        """In the results format of LVIS."""
-        image_ids = itertools.chain.from_iterable(itertools.repeat(*i) for i in self._images)
-        columns = (np.concatenate(x).tolist() for x in zip(*self._columns, strict=True))
-        masks = self._masks or itertools.repeat(None)
-        return [
-            {"image_id": i, "category_id": category_ids[k], "score": s, "bbox": b}
-            | ({} if m is None else {"segmentation": m})
-            for i, k, s, b, m in zip(image_ids, *columns, masks, strict=False)
-        ]
+    def predictions(self, category_ids: np.ndarray) -> Predictions:
+        """All of them, with the (C,) category ids of the classes."""
+        found = concatenate(self._parts)
+        return replace(
+            found,
+            category_ids=category_ids[found.category_ids],
+            scores=found.scores.astype(np.float64),
+            boxes=None if found.boxes is None else found.boxes.astype(np.float64),
+        )
 
 
 class DetectionTrials:
@@ -359,59 +357,44 @@ class DetectionTrials:
         strengths: (S,).
         truth: part -> ground truth of the set that holds it.
         image_ids: part -> ids of its images.
-        results: part -> S callables that give predictions in the results format of LVIS; those of
-            other images are left out.
+        predictions: part -> S callables that give the predictions; those of other images of the
+            set are left out.
         tasks: of "bbox" and "segm".
         max_detections: per image.
     """
 
-    def __init__(self, strengths, truth, image_ids, results, *, tasks, max_detections=300):
-        self.strengths = strengths
+    def __init__(
+        self,
+        strengths: Sequence[float],
+        truth: Mapping[str, Truth],
+        image_ids: Mapping[str, Sequence[int]],
+        predictions: Mapping[str, Sequence[Callable[[], Predictions]]],
+        *,
+        tasks: Sequence[str],
+        max_detections: int = 300,
+    ):
+        self.strengths, self.predictions = strengths, predictions
         self.num_images = {part: len(ids) for part, ids in image_ids.items()}
-        self._truth, self._image_ids, self._results = truth, image_ids, results
-        self.tasks, self._max_detections = tasks, max_detections
-        self._folder = tempfile.TemporaryDirectory()  # goes with this object
-
-    def results(self, k: int, part: str) -> list[dict]:
-        """Predictions of strength k on the images of `part`, in the results format of LVIS."""
-        wanted = set(self._image_ids[part])
-        return [p for p in self._results[part][k]() if p["image_id"] in wanted]
+        self._truth, self._tasks, self._max_detections = truth, tasks, max_detections
+        self._ground_truth = {
+            part: truth[part].ground_truth.restrict_images(ids)
+            for part, ids in image_ids.items()
+            if len(ids)
+        }
 
     def record(self, k: int, part: str) -> dict:
         """See :class:`~lt_det.evaluation.strength_search.Trials`."""
         truth = self._truth[part]
-        evaluator = LongTailLVISEvaluator(
-            dataset_name=truth.name,
-            json_file=self._annotations(part),
-            class_names=truth.class_names,
-            category_ids=truth.category_ids,
-            groups=truth.groups,
-            tasks=self.tasks,
+        result = evaluate_lvis(
+            self._ground_truth[part],
+            self.predictions[part][k](),
+            self._tasks,
             max_detections=self._max_detections,
-            class_counts=truth.class_counts,
-            distributed=False,
+            class_names=truth.class_names,
+            groups=truth.groups,
+            group_source=truth.group_source,
         )
-        evaluator.evaluate_predictions(self.results(k, part))
-        return evaluator.record
-
-    def _annotations(self, part: str) -> str:
-        """A file with the ground truth of the images of `part`."""
-        path = os.path.join(self._folder.name, f"{part}.json")
-        if not os.path.exists(path):
-            write_subset(self._truth[part].path, set(self._image_ids[part]), path)
-        return path
-
-
-def write_subset(source: str, image_ids: set, path: str) -> None:
-    """Write what an annotation file says of some of its images."""
-    with open(source, encoding="utf-8") as f:
-        content = json.load(f)
-    content["images"] = [x for x in content["images"] if x["id"] in image_ids]
-    content["annotations"] = [
-        a for a in content.get("annotations", ()) if a["image_id"] in image_ids
-    ]
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(content, f)
+        return result.record(truth.name, truth.class_counts)
 
 
 def model_detection_trials(
@@ -426,41 +409,41 @@ def model_detection_trials(
         strengths: (S,).
         counts: of the training set, None = unknown.
     """
-    found = {part: [Detections() for _ in strengths] for part in PARTS}
+    truth = {part: registered_truth(name, counts) for part, name in choice.sets.items()}
     image_ids: dict[str, list] = {part: [] for part in PARTS}
-    truth = {part: training_ground_truth(name, counts) for part, name in choice.sets.items()}
+    predictions: dict[str, list] = {}
     for part in PARTS:
+        found = [Detections() for _ in strengths]
         loader = loader_of(cfg, choice.sets[part], choice.places[part])
         for inputs, k, outputs in outputs_by_strength(model, loader, strengths):
-            found[part][k].add(inputs, outputs)
+            found[k].add(inputs, outputs)
             if k == 0:
                 image_ids[part] += [x["image_id"] for x in inputs]
-    results = {
-        part: [partial(d.results, truth[part].category_ids) for d in found[part]] for part in PARTS
-    }
+        category_ids = truth[part].ground_truth.category_ids
+        predictions[part] = [partial(d.predictions, category_ids) for d in found]
     return DetectionTrials(
         strengths,
         truth,
         image_ids,
-        results,
+        predictions,
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
 
 
-def rescored_results(
-    predictions: Sequence[dict],
-    category_ids: Sequence[int],
+def rescored_predictions(
+    predictions: Predictions,
+    category_ids: np.ndarray,
     class_counts: Sequence[float],
     method: str,
     strength: float,
     *,
     form: str,
-) -> list[dict]:
-    """Predictions of a results file with other scores; see :func:`rescore_detections`.
+) -> Predictions:
+    """Saved predictions with other scores; see :func:`rescore_detections`.
 
     Args:
-        predictions: in the results format of LVIS; not modified.
+        predictions: in any order.
         category_ids: (C,) of the classes.
         class_counts: (C,).
         method: "NorCal" or "LogitAdjustment".
@@ -472,34 +455,35 @@ def rescored_results(
         DataError: a category that is not among the classes, or a score that is no probability.
     """
     if strength == 0:
-        return list(predictions)
-    place = {i: k for k, i in enumerate(category_ids)}
-    unknown = next((p for p in predictions if p["category_id"] not in place), None)
-    if unknown is not None:
+        return predictions
+    classes, scores = positions(predictions.category_ids, category_ids), predictions.scores
+    unknown = classes < 0
+    if unknown.any():
+        k = int(unknown.argmax())
         raise DataError(
-            f"image {unknown['image_id']!r}: predicted category id {unknown['category_id']!r} is "
-            f"not among the {len(place)} of the annotation file"
+            f"prediction {k}: category id {predictions.category_ids[k]} is not among the "
+            f"{len(category_ids)} of the annotation file"
         )
-    scores = np.array([p["score"] for p in predictions], dtype=np.float64)
     bad = ~((scores >= 0) & (scores <= 1))
     if bad.any():
         k = int(bad.argmax())
         raise DataError(f"prediction {k}: score {scores[k]} is no probability in [0, 1]")
-    classes = torch.tensor([place[p["category_id"]] for p in predictions])
-    regions = torch.from_numpy(regions_of(predictions)) if form == "softmax" else None
     shift = method_shift(method, class_counts, strength)
-    new = rescore_detections(torch.from_numpy(scores), classes, shift, regions)
-    return [p | {"score": s} for p, s in zip(predictions, new.tolist(), strict=True)]
+    regions = torch.from_numpy(regions_of(predictions)) if form == "softmax" else None
+    new = rescore_detections(torch.from_numpy(scores), torch.from_numpy(classes), shift, regions)
+    return replace(predictions, scores=new.numpy())
 
 
-def regions_of(predictions: Sequence[dict]) -> np.ndarray:
+def regions_of(predictions: Predictions) -> np.ndarray:
     """(N,) int64 from 0, the same for predictions of one image with the same box.
 
     Those without a box are alone.
     """
-    numbers: dict = {}
-    keys = ((p["image_id"], *p["bbox"]) if "bbox" in p else (k,) for k, p in enumerate(predictions))
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    if predictions.boxes is None:
+        return np.arange(len(predictions))
+    images = np.unique(predictions.image_ids, return_inverse=True)[1]  # float64 holds their places
+    rows = np.column_stack([images, predictions.boxes])
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def method_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """Trials of a calibration: what they evaluate is what the model gives with the key switched on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,23 +15,25 @@ from lt_det.engine.calibration_trials import (
     ClassificationTrials,
     Detections,
     DetectionTrials,
-    GroundTruthFile,
     SegmentationTrials,
+    Truth,
     calibrated_model,
     chosen_images,
     image_number,
     method_of,
     model_detection_trials,
     outputs_by_strength,
-    rescored_results,
+    registered_truth,
+    rescored_predictions,
     saved_image_scores,
-    training_ground_truth,
-    write_subset,
 )
 from lt_det.engine.replay import before_logits, replayed
 from lt_det.engine.trainer import evaluate_checkpoint
 from lt_det.errors import CheckpointError, ConfigError, DataError, MissingFileError
 from lt_det.evaluation import LongTailClassificationEvaluator
+from lt_det.evaluation.lvis_ground_truth import load_ground_truth
+from lt_det.evaluation.lvis_predictions import read_predictions
+from lt_det.evaluation.predictions import Predictions
 from lt_det.evaluation.results import read_record
 from lt_det.evaluation.strength_search import REPORTING, TUNING, Choice
 from lt_det.losses import build_loss
@@ -309,13 +312,16 @@ def test_detection_evaluates_as_with_the_key_on(tiny_options, tmp_path):
     for k, strength in enumerate([0.0, 0.7]):
         expected = evaluated_with_key(cfg, counts, weights, "NorCal", strength)
         path = tmp_path / "run" / "inference" / "tiny_val" / "lvis_instances_results.json"
-        assert trials.results(k, TUNING) == json.loads(path.read_text())
+        theirs, ours = read_predictions(path), trials.predictions[TUNING][k]()
+        for name in ("image_ids", "category_ids", "scores", "boxes", "mask_counts"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
         found = trials.record(k, TUNING)
         for field in ("metrics", "per_class", "protocol", "group_sizes"):
             assert found[field] == expected[field]
-    assert trials.results(0, TUNING) != trials.results(1, TUNING)
-    ids = {p["image_id"] for p in trials.results(0, REPORTING)}
-    assert len(ids) == 2 and trials.num_images[REPORTING] == 2
+    scores = [find().scores for find in trials.predictions[TUNING]]
+    assert len(scores[0]) and not np.array_equal(*(np.sort(x) for x in scores))
+    assert trials.num_images == {TUNING: len(everything), REPORTING: 2}
+    assert len(np.unique(trials.predictions[REPORTING][0]().image_ids)) == 2
     assert trials.record(0, REPORTING)["protocol"]["images"] == 2
 
 
@@ -325,42 +331,46 @@ def test_columns_are_the_usual_results():
     empty.pred_classes = torch.zeros(0, dtype=torch.int64)
     one = Instances((4, 4), pred_boxes=Boxes(torch.tensor([[1.0, 2, 3, 4]])))
     one.scores, one.pred_classes = torch.tensor([0.25]), torch.tensor([1])
-    found = Detections()
-    assert found.results([7, 9]) == []
+    categories, found = np.array([7, 9]), Detections()
+    assert len(found.predictions(categories)) == 0
     found.add([{"image_id": 5}, {"image_id": 6}], [{"instances": empty}, {"instances": one}])
     result = {"image_id": 6, "category_id": 9, "score": 0.25, "bbox": [1.0, 2.0, 2.0, 2.0]}
-    assert found.results([7, 9]) == [result]
+    columns = found.predictions(categories)
+    assert [*columns.results()] == [[result]]
+    assert columns.scores.dtype == columns.boxes.dtype == np.float64
     assert one.pred_boxes.tensor.tolist() == [[1, 2, 3, 4]]
     one.pred_masks = torch.ones(1, 4, 4, dtype=torch.bool)
     masked = Detections()
     masked.add([{"image_id": 6}], [{"instances": one}])
-    assert masked.results([7, 9])[0]["segmentation"]["size"] == [4, 4]
+    assert [*masked.predictions(categories).results()][0][0]["segmentation"]["size"] == [4, 4]
 
 
-RESULTS = [
-    {"image_id": 1, "category_id": 30, "score": 0.9, "bbox": [0, 0, 4, 4]},
-    {"image_id": 2, "category_id": 10, "score": 0.2, "bbox": [0, 0, 4, 4]},
-    {"image_id": 1, "category_id": 20, "score": 0.5, "bbox": [9, 9, 4, 4]},
-]
+RESULTS = Predictions.from_results(
+    [
+        {"image_id": 1, "category_id": 30, "score": 0.9, "bbox": [0, 0, 4, 4]},
+        {"image_id": 2, "category_id": 10, "score": 0.2, "bbox": [0, 0, 4, 4]},
+        {"image_id": 1, "category_id": 20, "score": 0.5, "bbox": [9, 9, 4, 4]},
+    ]
+)
+IDS = np.array([10, 20, 30])
+
+
+def rescored(results=RESULTS, method="NorCal", strength=0.5, *, form="sigmoid", ids=IDS):
+    return rescored_predictions(results, ids, [100, 4, 1], method, strength, form=form)
 
 
 def test_saved_predictions_are_rescored_by_their_class():
     """Odds are divided by n^gamma; all but the score stays, and so does what was given."""
-    before = json.dumps(RESULTS)
-    found = rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0.5, form="sigmoid")
-    odds = [9.0, 0.25 / 10, 1 / 2]
-    np.testing.assert_allclose([p["score"] for p in found], [o / (1 + o) for o in odds])
-    for old, new in zip(RESULTS, found, strict=True):
-        assert {**old, "score": None} == {**new, "score": None}
-    assert json.dumps(RESULTS) == before
-    assert (
-        rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "NorCal", 0, form="sigmoid") == RESULTS
-    )
-    adjusted = rescored_results(
-        RESULTS, [10, 20, 30], [100, 4, 1], "LogitAdjustment", 1, form="sigmoid"
-    )
-    odds = [900.0, 0.25, 25.0]
-    np.testing.assert_allclose([p["score"] for p in adjusted], [o / (1 + o) for o in odds])
+    found = rescored()
+    odds = np.array([9.0, 0.25 / 10, 1 / 2])
+    np.testing.assert_allclose(found.scores, odds / (1 + odds))
+    for name in ("image_ids", "category_ids", "boxes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(RESULTS, name))
+    assert RESULTS.scores.tolist() == [0.9, 0.2, 0.5]
+    assert rescored(strength=0) is RESULTS
+    odds = np.array([900.0, 0.25, 25.0])
+    adjusted = rescored(method="LogitAdjustment", strength=1)
+    np.testing.assert_allclose(adjusted.scores, odds / (1 + odds))
 
 
 def test_detections_of_one_box_share_a_softmax():
@@ -368,72 +378,57 @@ def test_detections_of_one_box_share_a_softmax():
     logits = torch.tensor([[2.0, 0, -1, 1], [0, 1, 0, 3]]).double()  # the background last
     scores = logits.softmax(dim=1)
     saved = [
-        {"image_id": 4, "category_id": 10 * k + 10, "score": scores[r, k].item(), "bbox": [r, 1, 2]}
+        {"image_id": 4, "category_id": IDS[k].item(), "score": scores[r, k].item()}
+        | {"bbox": [r, 1, 2, 3]}
         for k in range(3)
         for r in range(2)
     ]
     elsewhere = saved[0] | {"image_id": 5}
-    ids, counts = [10, 20, 30], [100, 4, 1]
-    found = rescored_results([*saved, elsewhere], ids, counts, "NorCal", 0.5, form="softmax")
-    expected = norcal(logits, counts, 0.5).softmax(dim=1)[:, :3].T.flatten()
-    np.testing.assert_allclose([p["score"] for p in found[:6]], expected, rtol=1e-12)
-    alone = rescored_results([elsewhere], ids, counts, "NorCal", 0.5, form="sigmoid")
-    assert found[6] == alone[0] and found[6]["score"] != found[0]["score"]
+    found = rescored(Predictions.from_results([*saved, elsewhere]), form="softmax").scores
+    expected = norcal(logits, [100, 4, 1], 0.5).softmax(dim=1)[:, :3].T.flatten()
+    np.testing.assert_allclose(found[:6], expected, rtol=1e-12)
+    alone = rescored(Predictions.from_results([elsewhere]), form="sigmoid").scores
+    assert found[6] == alone[0] != found[0]
 
 
 def test_predictions_that_cannot_be_rescored_are_named():
-    with pytest.raises(DataError, match="image 1: predicted category id 30"):
-        rescored_results(RESULTS, [10, 20], [100, 4], "NorCal", 0.5, form="sigmoid")
+    with pytest.raises(DataError, match="prediction 0: category id 30"):
+        rescored(ids=IDS[:2])
     for bad in (1.5, -0.1, float("nan")):
-        wrong = [RESULTS[0], RESULTS[1] | {"score": bad}]
+        wrong = replace(RESULTS, scores=np.array([0.9, bad, 0.5]))
         with pytest.raises(DataError, match=f"prediction 1: score {bad}"):
-            rescored_results(wrong, [10, 20, 30], [100, 4, 1], "NorCal", 0.5, form="sigmoid")
+            rescored(wrong)
     with pytest.raises(ConfigError, match="'TauNorm'.*LogitAdjustment, NorCal"):
-        rescored_results(RESULTS, [10, 20, 30], [100, 4, 1], "TauNorm", 0.5, form="sigmoid")
-
-
-def test_a_subset_of_a_file_has_its_images_and_their_annotations(tiny_set, tmp_path):
-    source = tiny_set / "annotations" / "val.json"
-    whole = json.loads(source.read_text())
-    wanted = {whole["images"][0]["id"], whole["images"][3]["id"]}
-    write_subset(str(source), wanted, str(tmp_path / "some.json"))
-    some = json.loads((tmp_path / "some.json").read_text())
-    assert [x["id"] for x in some["images"]] == sorted(wanted)
-    expected = [a for a in whole["annotations"] if a["image_id"] in wanted]
-    assert some["annotations"] == expected and len(expected) < len(whole["annotations"])
-    assert some["categories"] == whole["categories"]
+        rescored(method="TauNorm")
 
 
 def test_perfect_detections_of_a_part_are_perfect(tiny_set):
     """Those of other images are left out, though they are wrong."""
     path = tiny_set / "annotations" / "val.json"
     whole = json.loads(path.read_text())
-    images, categories = [x["id"] for x in whole["images"]], whole["categories"]
+    images = [x["id"] for x in whole["images"]]
     right = [
         {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 1.0}
         for a in whole["annotations"]
     ]
     wrong = [p | {"bbox": [0.0, 0.0, 1.0, 1.0]} for p in right if p["image_id"] in images[3:]]
-    ids = sorted(c["id"] for c in categories)
-    truth = GroundTruthFile("toy", str(path), [str(i) for i in ids], ids, None, {})
+    good = [p for p in right if p["image_id"] in images[:3]]
+    truth = Truth("toy", load_ground_truth(str(path)), [str(k) for k in range(9)], None, None, {})
     trials = DetectionTrials(
         [0.0],
         dict.fromkeys((TUNING, REPORTING), truth),
         {TUNING: images[:3], REPORTING: images[3:]},
-        {
-            TUNING: [lambda: [p for p in right if p["image_id"] in images[:3]] + wrong],
-            REPORTING: [lambda: wrong],
-        },
+        dict.fromkeys((TUNING, REPORTING), [lambda: Predictions.from_results(good + wrong)]),
         tasks=("bbox",),
     )
     assert trials.record(0, TUNING)["metrics"]["bbox"]["AP"] == 100
     assert trials.record(0, REPORTING)["metrics"]["bbox"]["AP"] == 0
 
 
-def test_groups_are_those_of_the_training_set(tiny_options, tmp_path):
+def test_groups_are_those_of_the_training_set_or_of_the_file(tiny_options):
     cfg = load_config("configs/quick/lvis_softmax.yaml", tiny_options)
     counts = prepare_config(cfg, training=False)
-    truth = training_ground_truth("tiny_val", counts)
+    truth = registered_truth("tiny_val", counts)
     assert truth.class_counts["images"] == counts.images.tolist()
-    assert len(truth.class_names) == len(truth.category_ids) == 9
-    assert training_ground_truth("tiny_val", None).class_counts == {}
+    assert len(truth.class_names) == truth.ground_truth.num_classes == 9
+    assert registered_truth("tiny_val", None).class_counts == {}

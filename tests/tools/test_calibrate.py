@@ -275,7 +275,6 @@ def test_files_that_do_not_fit_are_named(detections, tmp_path, capsys):
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
     assert "no prediction" in refused(capsys, "--pred", empty, "--counts", counts, *args)
-    args[1] = bad
-    assert "LVIS or COCO form" in refused(capsys, "--pred", pred, "--counts", counts, *args)
     bad.write_text("[1, 2")
-    assert "not a JSON file" in refused(capsys, "--pred", pred, "--counts", counts, *args)
+    args[1] = bad
+    assert "bad.json" in refused(capsys, "--pred", pred, "--counts", counts, *args)
