@@ -131,6 +131,13 @@ def parse_args(argv=None):
         parser.error("--strength chooses nothing: leave out --strengths, --metric and --tune-on")
     if args.pred and not (args.gt and args.counts and args.scores):
         parser.error("--pred needs --gt, --counts and --scores")
+    kind = "run" if args.run else "pred"
+    others = {"run": ("gt", "counts", "scores", "output"), "pred": ("set", "tune_on", "weights")}
+    for name in others[kind]:
+        if getattr(args, name):
+            parser.error(f"--{name.replace('_', '-')} does not go with --{kind}")
+    if args.limit < 0:
+        parser.error(f"--limit must be 0 (all) or more, got {args.limit}")
     return args
 
 
@@ -284,7 +291,12 @@ def prediction_job(args, method):
     truth, predictions = read_truth(args), read_predictions(args.pred)
     if not len(predictions):
         raise DataError(f"{args.pred} holds no prediction")
-    task = (args.metric or ("bbox" if "bbox" in predictions.tasks else "segm")).partition("/")[0]
+    metric = args.metric or ("bbox/AP" if "bbox" in predictions.tasks else "segm/AP")
+    task = metric.partition("/")[0]
+    if task not in predictions.tasks:
+        raise ConfigError(
+            f"--metric {metric}: {args.pred} is good for {', '.join(sorted(predictions.tasks))}"
+        )
     strengths = strengths_of(args, "instance")
     ids, counts = truth.ground_truth.category_ids, truth.class_counts[args.unit]
 
@@ -301,7 +313,7 @@ def prediction_job(args, method):
         dict.fromkeys(PARTS, [partial(rescored, s) for s in strengths]),
         tasks=(task,),
     )
-    return Job(method, sets, trials, args.metric or f"{task}/AP", rescored)
+    return Job(method, sets, trials, metric, rescored)
 
 
 # ------------------------------------------------------------------ report
@@ -322,15 +334,15 @@ def find(args, job):
 def report(args, job, found):
     """What is printed, in Markdown."""
     strength = job.trials.strengths[found.best]
-    lines = [introduction(args, job, found, strength), ""]
+    parts = [introduction(args, job, found, strength)]
     if found.values:
-        lines += [curve(job, found), ""]
-    lines += [result_table(found, strength), "", *verdict(found)]
+        parts.append(curve(job, found))
+    parts += [result_table(found, strength), *verdict(found)]
     if args.pred:
-        lines += ["", PRED_NOTE]
+        parts.append(PRED_NOTE)
     elif strength:
-        lines += ["", "Switch it on:", "", "```yaml", switch(job.method, strength), "```"]
-    return "\n".join(lines)
+        parts += ["Switch it on:", f"```yaml\n{switch(job.method, strength)}\n```"]
+    return "\n\n".join(parts)
 
 
 def introduction(args, job, found, strength):
@@ -362,6 +374,7 @@ def result_table(found, strength):
         (f"{part} images, {when[moment]}", [record])
         for part in PARTS
         for moment, record in found.records.get(part, {}).items()
+        if strength or moment == "before"
     ]
     return format_rows(rows, digits=2)
 

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
-from lt_det.engine import load_config
+from lt_det.data.datasets.synthetic_sem_seg import generate_sem_seg
+from lt_det.engine import LongTailCheckpointer, load_config, prepare_config
 from lt_det.evaluation import LongTailClassificationEvaluator
 from lt_det.evaluation.results import check_record, write_record
+from tests.engine.test_segmentation import SPEC, options_of
 from tests.tools.load import load_tool
 
 tool = load_tool("calibrate")
@@ -172,11 +175,62 @@ def test_a_calibrated_run_is_not_calibrated_again(tmp_path, capsys):
         ["--run", "a", "--pred", "b", "--method", "norcal"],
         ["--run", "a", "--method", "norcal", "--strength", "1", "--metric", "x"],
         ["--pred", "b", "--method", "norcal", "--gt", "c", "--counts", "d"],
+        ["--run", "a", "--method", "norcal", "--scores", "softmax"],
+        ["--run", "a", "--method", "norcal", "--limit", "-1"],
     ],
 )
 def test_contradictory_arguments_are_refused(args):
     with pytest.raises(SystemExit):
         tool.parse_args(args)
+
+
+# ------------------------------------------------------------------ models
+
+
+def untrained(config_file, options, folder):
+    """A run with random weights whose outputs depend on the class counts."""
+    cfg = load_config(config_file, [*options, "MODEL.LT.CLASSIFIER.INIT_STD", "1.0"])
+    prepare_config(cfg, training=False)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    LongTailCheckpointer(build_model(cfg), str(folder)).save("model_final")
+    return folder
+
+
+def test_a_detector_is_run_for_its_strength(tiny_options, tmp_path, capsys, caplog):
+    more = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"]
+    run = untrained("configs/quick/lvis_softmax.yaml", [*tiny_options, *more], tmp_path / "run")
+    args = ["--run", run, "--method", "norcal", "--strengths", "0.5"]
+    out, result = calibrate(capsys, *args)
+    assert result["images"] == {"tuning": 3, "reporting": 3}
+    assert result["chosen_by"] == "bbox/AP" and "| reporting images, as it is" in out
+    record = result["records"]["reporting"]["before"]
+    assert list(record["metrics"]) == ["bbox"] and record["protocol"]["images"] == 3
+    assert "SCORE_THRESH_TEST is 0.01" in caplog.text
+    # A metric of masks: these are predicted too.
+    _, result = calibrate(
+        capsys, *args, "--metric", "segm/AP", "--limit", 4, "DATALOADER.NUM_WORKERS", 0
+    )
+    assert list(result["records"]["tuning"]["after"]["metrics"]) == ["bbox", "segm"]
+    assert result["images"] == {"tuning": 2, "reporting": 2}
+
+
+def test_a_segmentor_is_run_for_its_strength(tmp_path, capsys):
+    options = options_of(generate_sem_seg(tmp_path / "set", SPEC), tmp_path, "calibrated")
+    run = untrained("configs/quick/sem_seg_ce.yaml", options, tmp_path / "run")
+    _, result = calibrate(capsys, "--run", run, "--method", "tau-norm", "--strengths", "0.5,1")
+    assert result["images"] == {"tuning": 2, "reporting": 2}
+    assert len(result["tuning_values"]) == 3 and result["chosen_by"] == "sem_seg/mIoU"
+    assert result["records"]["reporting"]["after"]["protocol"]["images"] == 2
+
+
+def test_a_loss_that_corrects_the_prior_is_said_beside_a_given_strength(tmp_path, capsys, caplog):
+    folder = make_run(tmp_path / "run", "MODEL.LT.LOSS.NAME", "BalancedSoftmax")
+    calibrate(capsys, "--run", folder, "--method", "norcal")
+    assert "corrected twice" not in caplog.text
+    calibrate(capsys, "--run", folder, "--method", "norcal", "--strength", 0.5)
+    assert "loss BalancedSoftmax" in caplog.text and "corrected twice" in caplog.text
 
 
 # ------------------------------------------------------------------ saved predictions
@@ -275,6 +329,9 @@ def test_files_that_do_not_fit_are_named(detections, tmp_path, capsys):
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
     assert "no prediction" in refused(capsys, "--pred", empty, "--counts", counts, *args)
+    assert "good for bbox" in refused(
+        capsys, "--pred", pred, "--counts", counts, *args, "--metric", "segm/AP"
+    )
     bad.write_text("[1, 2")
     args[1] = bad
     assert "bad.json" in refused(capsys, "--pred", pred, "--counts", counts, *args)
