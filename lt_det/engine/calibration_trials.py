@@ -246,26 +246,8 @@ class SegmentationTrials:
     ):
         self.strengths = strengths
         self.num_images = {part: len(places) for part, places in choice.places.items()}
-        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-
-        def read_labels(x: dict) -> np.ndarray:
-            return read_record_classes(x, num_classes, (x["height"], x["width"]))
-
         self._evaluators = {
-            part: [
-                LongTailSemSegEvaluator(
-                    dataset_name=name,
-                    class_names=sem_seg_class_names(name),
-                    read_labels=read_labels,
-                    groups=None if counts is None else counts.groups,
-                    group_source=group_source,
-                    class_counts=None
-                    if counts is None
-                    else {"images": counts.images.tolist(), "pixels": counts.pixels.tolist()},
-                    distributed=False,
-                )
-                for _ in strengths
-            ]
+            part: [pixel_evaluator(cfg, name, counts, group_source) for _ in strengths]
             for part, name in choice.sets.items()
         }
         for part in PARTS:
@@ -279,6 +261,28 @@ class SegmentationTrials:
         if evaluator.record is None:
             evaluator.evaluate()
         return evaluator.record
+
+
+def pixel_evaluator(
+    cfg, name: str, counts: ClassCounts | None, group_source: str
+) -> LongTailSemSegEvaluator:
+    """For images of a test set, in this process, without files."""
+    known, num_classes = None, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if counts is not None:
+        known = {"images": counts.images.tolist(), "pixels": counts.pixels.tolist()}
+
+    def read_labels(x: dict) -> np.ndarray:
+        return read_record_classes(x, num_classes, (x["height"], x["width"]))
+
+    return LongTailSemSegEvaluator(
+        dataset_name=name,
+        class_names=sem_seg_class_names(name),
+        read_labels=read_labels,
+        groups=None if counts is None else counts.groups,
+        group_source=group_source,
+        class_counts=known,
+        distributed=False,
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -409,7 +413,8 @@ def model_detection_trials(
         strengths: (S,).
         counts: of the training set, None = unknown.
     """
-    truth = {part: registered_truth(name, counts) for part, name in choice.sets.items()}
+    truths = {name: registered_truth(name, counts) for name in set(choice.sets.values())}
+    truth = {part: truths[name] for part, name in choice.sets.items()}
     image_ids: dict[str, list] = {part: [] for part in PARTS}
     predictions: dict[str, list] = {}
     for part in PARTS:
