@@ -68,7 +68,7 @@ from lt_det.evaluation.strength_search import (
     search,
     strength_grid,
 )
-from lt_det.modeling.calibration import warn_of_double_correction
+from lt_det.modeling.calibration import unit_shift, warn_of_double_correction
 
 GRIDS = {
     "instance": [k / 10 for k in range(0, 13, 2)],
@@ -298,10 +298,10 @@ def prediction_job(args, method):
             f"--metric {metric}: {args.pred} is good for {', '.join(sorted(predictions.tasks))}"
         )
     strengths = strengths_of(args, "instance")
-    ids, counts = truth.ground_truth.category_ids, truth.class_counts[args.unit]
+    ids, shift = truth.ground_truth.category_ids, unit_shift(method, truth.class_counts[args.unit])
 
     def rescored(strength):
-        return rescored_predictions(predictions, ids, counts, method, strength, form=args.scores)
+        return rescored_predictions(predictions, ids, strength * shift, form=args.scores)
 
     image_ids, sets = truth.ground_truth.image_ids, dict.fromkeys(PARTS, truth.name)
     sizes = part_sizes(args, sets, lambda _: len(image_ids))

@@ -44,11 +44,11 @@ from lt_det.evaluation.strength_search import PARTS, Choice
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.calibration import (
     METHODS,
-    method_shift,
     rescore,
     rescore_detections,
     score_form,
     set_strength,
+    unit_shift,
 )
 from lt_det.modeling.classifier import tau_normalized_logits
 from lt_det.registry import unknown_name
@@ -142,11 +142,8 @@ def saved_image_scores(
         features = read_features(os.path.join(folder, FEATURES_FILE), loss.num_classes)
         by_strength = [_tau_scores(loss, features, s) if s else scores for s in strengths]
     else:
-        form = score_form(loss)
-        by_strength = [
-            rescore(scores, method_shift(method, class_counts, s), form) if s else scores
-            for s in strengths
-        ]
+        form, shift = score_form(loss), unit_shift(method, class_counts)
+        by_strength = [rescore(scores, s * shift, form) if s else scores for s in strengths]
     return {"image_ids": saved["image_ids"], "labels": saved["labels"], "scores": by_strength}
 
 
@@ -439,9 +436,7 @@ def model_detection_trials(
 def rescored_predictions(
     predictions: Predictions,
     category_ids: np.ndarray,
-    class_counts: Sequence[float],
-    method: str,
-    strength: float,
+    shift: torch.Tensor,
     *,
     form: str,
 ) -> Predictions:
@@ -450,16 +445,14 @@ def rescored_predictions(
     Args:
         predictions: in any order.
         category_ids: (C,) of the classes.
-        class_counts: (C,).
-        method: "NorCal" or "LogitAdjustment".
-        strength: 0 = the predictions as they are.
+        shift: (C,) strength times :func:`unit_shift`; zeros = the predictions as they are.
         form: "softmax": detections of one image with equal boxes are of one region, which is so
             where boxes are regressed without regard to the class. "sigmoid": each is on its own.
 
     Raises:
         DataError: a category that is not among the classes, or a score that is no probability.
     """
-    if strength == 0:
+    if not shift.any():
         return predictions
     classes, scores = positions(predictions.category_ids, category_ids), predictions.scores
     unknown = classes < 0
@@ -473,7 +466,6 @@ def rescored_predictions(
     if bad.any():
         k = int(bad.argmax())
         raise DataError(f"prediction {k}: score {scores[k]} is no probability in [0, 1]")
-    shift = method_shift(method, class_counts, strength)
     regions = torch.from_numpy(regions_of(predictions)) if form == "softmax" else None
     new = rescore_detections(torch.from_numpy(scores), torch.from_numpy(classes), shift, regions)
     return replace(predictions, scores=new.numpy())

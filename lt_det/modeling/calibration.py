@@ -304,15 +304,15 @@ _UNIT_SHIFTS = {"NorCal": norcal_shift, "LogitAdjustment": prior_shift}
 METHODS = (*_UNIT_SHIFTS, "TauNorm")
 
 
-def method_shift(name: str, class_counts: Tensor | Sequence[float], strength: float) -> Tensor:
-    """(C,) shift of a method that goes by counts.
+def unit_shift(name: str, class_counts: Tensor | Sequence[float]) -> Tensor:
+    """(C,) shift of a method that goes by counts, for strength 1; it is in proportion to it.
 
     Raises:
         ConfigError: another method.
     """
     if name not in _UNIT_SHIFTS:
         raise ConfigError(unknown_name("calibration by counts", name, _UNIT_SHIFTS, f"{KEY}.NAME"))
-    return _UNIT_SHIFTS[name](class_counts, strength)
+    return _UNIT_SHIFTS[name](class_counts, 1.0)
 
 
 def calibrated_scores(
@@ -358,7 +358,7 @@ def calibration_from_config(
             "(MODEL.LT.SEM_SEG.CLASS_COUNTS for the pixels of a PanopticFPN), or have the training "
             "set of DATASETS.TRAIN at hand, whose classes are counted"
         )
-    return CountCalibration(method_shift(name, counts, 1.0), strength)
+    return CountCalibration(unit_shift(name, counts), strength)
 
 
 def check_calibration(cfg) -> str:

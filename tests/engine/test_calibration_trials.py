@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.env import seed_all_rng
 
 from lt_det.data.datasets.synthetic_sem_seg import generate_sem_seg
 from lt_det.engine import LongTailCheckpointer, LongTailTrainer, load_config, prepare_config
@@ -38,7 +39,8 @@ from lt_det.evaluation.results import read_record
 from lt_det.evaluation.strength_search import REPORTING, TUNING, Choice
 from lt_det.losses import build_loss
 from lt_det.modeling import norcal
-from lt_det.modeling.calibration import calibrated_scores
+from lt_det.modeling.calibration import calibrated_scores, unit_shift
+from tests.engine import runs
 from tests.engine.test_segmentation import SPEC, options_of
 from tests.modeling import dense_cases
 from tests.modeling.test_calibration import (
@@ -144,6 +146,18 @@ def test_weights_have_to_fit(tmp_path):
     torch.save({"model": {}, "loss": "SoftmaxCE"}, path)
     with pytest.raises(CheckpointError, match="lacks"):
         calibrated_model(cfg, "NorCal", str(path))
+
+
+def test_training_knows_nothing_of_a_calibration(tiny_options, tmp_path):
+    """Checkpoints with and without it are bit-equal, an evaluation on the way included."""
+    options = [*tiny_options, "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"]
+    on = ("MODEL.LT.CALIBRATION.NAME", "NorCal", "MODEL.LT.CALIBRATION.STRENGTH", 0.5)
+    states = []
+    for name, more in (("plain", ()), ("calibrated", on)):
+        seed_all_rng(3)
+        runs.train("configs/quick/lvis_softmax.yaml", options, tmp_path / name, *more)
+        states.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True))
+    assert runs.differences(*states) == []
 
 
 # ---- image classification -----------------------------------------------------------------------
@@ -356,7 +370,8 @@ IDS = np.array([10, 20, 30])
 
 
 def rescored(results=RESULTS, method="NorCal", strength=0.5, *, form="sigmoid", ids=IDS):
-    return rescored_predictions(results, ids, [100, 4, 1], method, strength, form=form)
+    shift = strength * unit_shift(method, [100, 4, 1])
+    return rescored_predictions(results, ids, shift, form=form)
 
 
 def test_saved_predictions_are_rescored_by_their_class():

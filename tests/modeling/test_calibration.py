@@ -20,13 +20,13 @@ from lt_det.modeling.calibration import (
     TauNorm,
     calibrated_scores,
     calibration_from_config,
-    method_shift,
     norcal_shift,
     prior_shift,
     rescore,
     rescore_detections,
     score_form,
     set_strength,
+    unit_shift,
 )
 from lt_det.modeling.classifier import tau_normalized_logits
 from lt_det.modeling.dense_inference import level_candidates
@@ -205,10 +205,10 @@ def test_saved_scores_of_images_are_rescored_as_logits_are(name, method, scale):
     """For every loss, whatever it scales its logits by."""
     loss = build_loss(name, num_classes=4, class_counts=COUNTS, **_params(name))
     logits = random_logits(columns=loss.num_logits, scale=scale / getattr(loss, "scale", 1))
-    calibration = CountCalibration(method_shift(method, COUNTS, 1), 0.7)
+    calibration = CountCalibration(unit_shift(method, COUNTS), 0.7)
     expected = calibrated_scores(calibration, loss, logits, None)
     saved = loss.scores(logits)
-    found = rescore(saved, method_shift(method, COUNTS, 0.7), score_form(loss))
+    found = rescore(saved, 0.7 * unit_shift(method, COUNTS), score_form(loss))
     torch.testing.assert_close(found, expected.double())
     sums_to_one = torch.allclose(saved.sum(dim=1), saved.new_ones(1))
     assert score_form(loss) == ("softmax" if sums_to_one else "sigmoid")
