@@ -8,8 +8,9 @@
     python tools/calibrate.py --pred results.json --gt lvis_v1_val.json --counts counts.json \\
         --scores softmax --method norcal --output calibrated.json
 
-Half of the images, drawn by --seed, choose the strength; the other half is what is reported. With
---tune-on another set chooses it. With --strength nothing is chosen, and all images are reported.
+Half of the images, drawn by --seed, choose the strength; the other half is what is reported, with
+intervals of the differences over these images. With --tune-on another set chooses it. With
+--strength nothing is chosen, and all images are reported.
 
 --run is exact. Detectors and segmentors run once over the images: everything before the logits is
 computed once for all strengths, what follows (scores, thresholds, suppression) for each. Of image
@@ -65,6 +66,7 @@ from lt_det.evaluation.strength_search import (
     TUNING,
     Found,
     choose_images,
+    differences,
     search,
     strength_grid,
 )
@@ -107,6 +109,12 @@ def parse_args(argv=None):
     )
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of --limit")
     parser.add_argument("--limit", type=int, default=0, help="take so many images by chance")
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        help="of the reporting images, for intervals of the differences; 0: none",
+    )
     parser.add_argument("--json", type=output_file, help="file for the result")
     run = parser.add_argument_group("with --run")
     run.add_argument("--set", help="test set; default: that of DATASETS.TEST")
@@ -136,6 +144,8 @@ def parse_args(argv=None):
     for name in others[kind]:
         if getattr(args, name):
             parser.error(f"--{name.replace('_', '-')} does not go with --{kind}")
+    if args.resamples < 0 or args.resamples == 1:
+        parser.error(f"--resamples must be 0 (no intervals) or at least 2, got {args.resamples}")
     if args.limit < 0:
         parser.error(f"--limit must be 0 (all) or more, got {args.limit}")
     return args
@@ -331,13 +341,24 @@ def find(args, job):
     return Found(last, [], {REPORTING: records})
 
 
-def report(args, job, found):
+def changes(args, job, found):
+    """Differences on the reporting images, by metric; {} without a change."""
+    if not found.best or not args.resamples:
+        return {}
+    groups = found.records[REPORTING]["before"]["per_class"].get("group")
+    return differences(job.trials, found.best, groups, args.resamples)
+
+
+def report(args, job, found, changed):
     """What is printed, in Markdown."""
     strength = job.trials.strengths[found.best]
     parts = [introduction(args, job, found, strength)]
     if found.values:
         parts.append(curve(job, found))
-    parts += [result_table(found, strength), *verdict(found)]
+    parts.append(result_table(found, strength))
+    if changed:
+        parts += ["Differences on the reporting images:", change_table(changed)]
+    parts += verdict(found)
     if args.pred:
         parts.append(PRED_NOTE)
     elif strength:
@@ -379,6 +400,16 @@ def result_table(found, strength):
     return format_rows(rows, digits=2)
 
 
+def change_table(changed):
+    rows = [["metric", "as it is", "calibrated", "difference", "95 % interval", "beyond noise"]]
+    for name, d in changed.items():
+        if not math.isnan(d.difference):
+            interval = f"{d.low:+.2f} to {d.high:+.2f}"
+            values = [f"{d.value_a:.2f}", f"{d.value_b:.2f}", f"{d.difference:+.2f}", interval]
+            rows.append([name, *values, "yes" if d.beyond_noise else "no"])
+    return markdown(rows)
+
+
 def verdict(found):
     if found.values and found.best == 0:
         return ["No strength that was tried is better than none: leave the calibration off."]
@@ -393,7 +424,7 @@ def switch(method, strength):
     return f"MODEL:\n  LT:\n    CALIBRATION: {{NAME: {method}, STRENGTH: {number}}}"
 
 
-def result_of(args, job, found):
+def result_of(args, job, found, changed):
     """What is written."""
     strength = job.trials.strengths[found.best]
     return {
@@ -407,13 +438,22 @@ def result_of(args, job, found):
         "strengths": list(job.trials.strengths),
         "tuning_values": [None if math.isnan(v) else v for v in found.values],
         "records": found.records,
+        "differences": {
+            name: {
+                "difference": d.difference,
+                "interval": [d.low, d.high],
+                "beyond_noise": d.beyond_noise,
+            }
+            for name, d in changed.items()
+            if not math.isnan(d.difference)
+        },
         "run": None if args.run is None else str(args.run),
         "predictions": args.pred,
         "yaml": switch(job.method, strength) if strength else None,
     }
 
 
-def write(args, job, found):
+def write(args, job, found, changed):
     """The result and, with --output, the predictions with other scores."""
     path = args.json
     if path is None and args.run is not None:
@@ -422,7 +462,7 @@ def write(args, job, found):
         write_predictions(args.output, job.rescored(job.trials.strengths[found.best]))
     if path:
         with atomic_file(path) as file:
-            json.dump(result_of(args, job, found), file, indent=1, allow_nan=False)
+            json.dump(result_of(args, job, found, changed), file, indent=1, allow_nan=False)
             file.write("\n")
     for name in (args.output, path):
         if name:
@@ -436,8 +476,9 @@ def main(argv=None):
         method = method_of(args.method)
         job = prediction_job(args, method) if args.pred else run_job(args, method)
         found = find(args, job)
-        print(report(args, job, found))
-        write(args, job, found)
+        changed = changes(args, job, found)
+        print(report(args, job, found, changed))
+        write(args, job, found, changed)
     except LtDetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ once over the images for all strengths; for image classification the saved score
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,17 +31,24 @@ from lt_det.engine.replay import before_logits, replayed
 from lt_det.engine.trainer import LongTailTrainer
 from lt_det.errors import ConfigError, DataError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
+from lt_det.evaluation.classification_metrics import top_k_classes
 from lt_det.evaluation.classification_predictions import (
     FEATURES_FILE,
     PREDICTIONS_FILE,
     read_class_predictions,
     read_features,
 )
-from lt_det.evaluation.lvis_api import evaluate_lvis
+from lt_det.evaluation.lvis_api import LVISResult, evaluate_lvis
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, load_ground_truth, positions
+from lt_det.evaluation.per_image import (
+    ClassificationImages,
+    DetectionImages,
+    PerImage,
+    read_per_image,
+)
 from lt_det.evaluation.predictions import Predictions, concatenate
 from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator
-from lt_det.evaluation.strength_search import PARTS, Choice
+from lt_det.evaluation.strength_search import PARTS, REPORTING, Choice
 from lt_det.losses import LongTailLoss
 from lt_det.modeling.calibration import (
     METHODS,
@@ -85,6 +93,7 @@ class ClassificationTrials:
     ):
         self.strengths, self._parts = strengths, parts
         self.num_images = {part: len(x["labels"]) for part, x in self._parts.items()}
+        self._num_classes = len(class_names)
         self._evaluator = partial(
             LongTailClassificationEvaluator,
             dataset_name=dataset,
@@ -104,6 +113,13 @@ class ClassificationTrials:
         evaluator.process(images, [{"scores": row} for row in own["scores"][k]])
         evaluator.evaluate()
         return evaluator.record
+
+    def images(self, k: int) -> list[PerImage]:
+        """See :class:`~lt_det.evaluation.strength_search.Trials`."""
+        own = self._parts[REPORTING]
+        best = top_k_classes(own["scores"][k], 1)[:, 0].numpy()
+        ids, labels = own["image_ids"], own["labels"]
+        return [ClassificationImages(ids, labels, best == labels, self._num_classes)]
 
 
 def saved_image_scores(
@@ -243,8 +259,13 @@ class SegmentationTrials:
     ):
         self.strengths = strengths
         self.num_images = {part: len(places) for part, places in choice.places.items()}
+        self._num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self._folder = tempfile.TemporaryDirectory()  # goes with this object
         self._evaluators = {
-            part: [pixel_evaluator(cfg, name, counts, group_source) for _ in strengths]
+            part: [
+                pixel_evaluator(cfg, name, counts, group_source, self._place(part, k))
+                for k in range(len(strengths))
+            ]
             for part, name in choice.sets.items()
         }
         for part in PARTS:
@@ -259,11 +280,20 @@ class SegmentationTrials:
             evaluator.evaluate()
         return evaluator.record
 
+    def images(self, k: int) -> list[PerImage]:
+        """See :class:`~lt_det.evaluation.strength_search.Trials`."""
+        self.record(k, REPORTING)
+        return read_per_image(self._place(REPORTING, k), self._num_classes)
+
+    def _place(self, part: str, k: int) -> str:
+        """Where the evaluator leaves what each image contributes."""
+        return os.path.join(self._folder.name, f"{part}_{k}")
+
 
 def pixel_evaluator(
-    cfg, name: str, counts: ClassCounts | None, group_source: str
+    cfg, name: str, counts: ClassCounts | None, group_source: str, output_dir: str
 ) -> LongTailSemSegEvaluator:
-    """For images of a test set, in this process, without files."""
+    """For images of a test set, in this process."""
     known, num_classes = None, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if counts is not None:
         known = {"images": counts.images.tolist(), "pixels": counts.pixels.tolist()}
@@ -278,6 +308,7 @@ def pixel_evaluator(
         groups=None if counts is None else counts.groups,
         group_source=group_source,
         class_counts=known,
+        output_dir=output_dir,
         distributed=False,
     )
 
@@ -377,6 +408,7 @@ class DetectionTrials:
         self.strengths, self.predictions = strengths, predictions
         self.num_images = {part: len(ids) for part, ids in image_ids.items()}
         self._truth, self._tasks, self._max_detections = truth, tasks, max_detections
+        self._reported: dict[int, LVISResult] = {}
         self._ground_truth = {
             part: truth[part].ground_truth.restrict_images(ids)
             for part, ids in image_ids.items()
@@ -385,6 +417,17 @@ class DetectionTrials:
 
     def record(self, k: int, part: str) -> dict:
         """See :class:`~lt_det.evaluation.strength_search.Trials`."""
+        truth = self._truth[part]
+        return self._result(k, part).record(truth.name, truth.class_counts)
+
+    def images(self, k: int) -> list[PerImage]:
+        """See :class:`~lt_det.evaluation.strength_search.Trials`."""
+        return [DetectionImages(m) for m in self._result(k, REPORTING).matches.values()]
+
+    def _result(self, k: int, part: str) -> LVISResult:
+        """Of an evaluation; kept for the few strengths that are reported."""
+        if part == REPORTING and k in self._reported:
+            return self._reported[k]
         truth = self._truth[part]
         result = evaluate_lvis(
             self._ground_truth[part],
@@ -395,7 +438,9 @@ class DetectionTrials:
             groups=truth.groups,
             group_source=truth.group_source,
         )
-        return result.record(truth.name, truth.class_counts)
+        if part == REPORTING:
+            self._reported[k] = result
+        return result
 
 
 def model_detection_trials(

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from lt_det.errors import ConfigError, DataError
+from lt_det.evaluation.bootstrap import Difference, metric_name, paired_bootstrap
+from lt_det.evaluation.per_image import PerImage
 from lt_det.evaluation.results import metric
 from lt_det.registry import unknown_name
 
@@ -38,6 +40,11 @@ class Trials(Protocol):
 
     def record(self, k: int, part: str) -> dict:
         """Result record of strength k on the images of `part`, without its "run" part."""
+        ...
+
+    def images(self, k: int) -> list[PerImage]:
+        """What each image for reporting contributes to the record of strength k."""
+        ...
 
 
 @dataclass
@@ -96,6 +103,31 @@ def search(trials: Trials, name: str) -> Found:
             REPORTING: {"before": reported[0], "after": reported[1]},
         },
     )
+
+
+def differences(
+    trials: Trials, k: int, groups: Sequence[str] | None, resamples: int = 1000
+) -> dict[str, Difference]:
+    """What strength k changes on the images for reporting, with intervals over these images.
+
+    See :func:`~lt_det.evaluation.bootstrap.paired_bootstrap`. The strength must not have been
+    chosen on these images.
+
+    Args:
+        trials: of one method.
+        k: of the strength.
+        groups: (C,) of the classes; None: there are none.
+        resamples: of the images.
+
+    Returns:
+        "<part>/<metric>" -> strength k minus strength 0, in percent points.
+    """
+    found = {}
+    for before, after in zip(trials.images(0), trials.images(k), strict=True):
+        compared = paired_bootstrap(before, after, groups, resamples=resamples).groups
+        for group, difference in compared.items():
+            found[f"{before.part}/{metric_name(before.part, group)}"] = difference
+    return found
 
 
 def strength_grid(strengths: Sequence[float]) -> list[float]:

@@ -35,8 +35,8 @@ from lt_det.evaluation import LongTailClassificationEvaluator
 from lt_det.evaluation.lvis_ground_truth import load_ground_truth
 from lt_det.evaluation.lvis_predictions import read_predictions
 from lt_det.evaluation.predictions import Predictions
-from lt_det.evaluation.results import read_record
-from lt_det.evaluation.strength_search import REPORTING, TUNING, Choice
+from lt_det.evaluation.results import metric, read_record
+from lt_det.evaluation.strength_search import REPORTING, TUNING, Choice, differences
 from lt_det.losses import build_loss
 from lt_det.modeling import norcal
 from lt_det.modeling.calibration import calibrated_scores, unit_shift
@@ -181,6 +181,17 @@ def evaluated(folder, outputs, labels, **more):
     return evaluator.record
 
 
+def check_differences(trials, k):
+    """Those of the records, on the images for reporting."""
+    before, after = (trials.record(i, REPORTING) for i in (0, k))
+    groups = before["per_class"].get("group")
+    found = differences(trials, k, groups, resamples=20)
+    wanted = {name: metric(after, name) - metric(before, name) for name in found}
+    assert len(wanted) >= 4 and np.nansum(np.abs([*wanted.values()])) > 0
+    for name, difference in wanted.items():
+        assert found[name].difference == pytest.approx(difference, abs=1e-9, nan_ok=True)
+
+
 def classifier_outputs(net, number=40):
     """Scores of random features; none is so high that float32 has 1 for it."""
     x = torch.randn(number, 64, generator=torch.Generator().manual_seed(1))
@@ -202,7 +213,7 @@ def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
     saved = saved_image_scores(str(tmp_path), plain.cls_loss, method, STRENGTHS, COUNTS)
     parts = {
         TUNING: chosen_images(saved, np.arange(40)),
-        REPORTING: chosen_images(saved, np.arange(0)),
+        REPORTING: chosen_images(saved, np.arange(3, 40)),
     }
     trials = ClassificationTrials(
         parts,
@@ -212,7 +223,7 @@ def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
         groups=None,
         image_counts=COUNTS,
     )
-    assert trials.num_images == {TUNING: 40, REPORTING: 0}
+    assert trials.num_images == {TUNING: 40, REPORTING: 37}
     for k, strength in enumerate(STRENGTHS):
         expected = evaluated(None, classifier_outputs(built(cfg, method, strength)), LABELS)
         found = trials.record(k, TUNING)
@@ -222,6 +233,7 @@ def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
         # The rest is the same; confidences are of float32 here and there.
         assert ours.pop("ece") == pytest.approx(theirs.pop("ece"), abs=1e-3)
         assert ours == theirs
+    check_differences(trials, 2)
 
 
 def test_images_are_chosen_with_their_scores(tmp_path):
@@ -293,18 +305,19 @@ def test_segmentation_evaluates_as_with_the_key_on(tmp_path):
     number = image_number("trials_val")
     choice = Choice(
         {TUNING: "trials_val", REPORTING: "trials_val"},
-        {TUNING: np.arange(number), REPORTING: np.array([1])},
+        {TUNING: np.arange(number), REPORTING: np.arange(1, number)},
     )
     model = calibrated_model(cfg.clone(), "NorCal", weights)
     trials = SegmentationTrials(cfg, model, choice, STRENGTHS, counts, "training pixels")
-    assert trials.num_images == {TUNING: number, REPORTING: 1}
+    assert trials.num_images == {TUNING: number, REPORTING: number - 1}
     for k, strength in enumerate(STRENGTHS):
         expected = evaluated_with_key(cfg, counts, weights, "NorCal", strength)
         found = trials.record(k, TUNING)
         assert found["metrics"] == expected["metrics"]
         assert found["per_class"] == expected["per_class"]
     assert trials.record(0, TUNING)["metrics"] != trials.record(2, TUNING)["metrics"]
-    assert trials.record(0, REPORTING)["protocol"]["images"] == 1
+    assert trials.record(0, REPORTING)["protocol"]["images"] == number - 1
+    check_differences(trials, 2)
 
 
 # ---- detection ----------------------------------------------------------------------------------
@@ -337,6 +350,7 @@ def test_detection_evaluates_as_with_the_key_on(tiny_options, tmp_path):
     assert trials.num_images == {TUNING: len(everything), REPORTING: 2}
     assert len(np.unique(trials.predictions[REPORTING][0]().image_ids)) == 2
     assert trials.record(0, REPORTING)["protocol"]["images"] == 2
+    check_differences(trials, 1)
 
 
 def test_columns_are_the_usual_results():

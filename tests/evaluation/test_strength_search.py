@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from lt_det.errors import ConfigError, DataError
+from lt_det.evaluation.per_image import ClassificationImages
 from lt_det.evaluation.strength_search import (
     REPORTING,
     TUNING,
     choose_images,
+    differences,
     halves,
     search,
     strength_grid,
@@ -52,6 +54,29 @@ def test_what_cannot_choose_is_named():
         search(Known([1, 2], [1, 2]), "bbox/APx")
     with pytest.raises(DataError, match="bbox/AP has no value on the 3 images"):
         search(Known([NAN, NAN], [1, 2]), "bbox/AP")
+
+
+class Counted:
+    """Classification of eight images under two strengths."""
+
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    correct = (np.array([1, 1, 1, 0, 0, 0, 1, 0]), np.array([1, 1, 0, 1, 1, 0, 1, 0]))
+
+    def images(self, k):
+        return [ClassificationImages(np.arange(8), self.labels, self.correct[k] == 1, 3)]
+
+
+def test_differences_are_those_of_the_metrics_with_intervals_around_them():
+    found = differences(Counted(), 1, ["f", "c", "r"], resamples=200)
+    expected = {"many": -100 / 3, "medium": 200 / 3, "few": 0, "mean_class": 100 / 9, "top1": 12.5}
+    assert {k.removeprefix("classification/") for k in found} == set(expected)
+    for name, value in expected.items():
+        one = found[f"classification/{name}"]
+        assert one.difference == pytest.approx(value, abs=1e-9)
+        assert one.low <= one.difference + 1e-9 and one.difference - 1e-9 <= one.high
+    assert found["classification/top1"].value_a == 50.0
+    same = differences(Counted(), 0, None, resamples=200)
+    assert all(d.difference == d.low == d.high == 0 and not d.beyond_noise for d in same.values())
 
 
 def test_strengths_are_tried_once_in_order_and_none_first():

@@ -83,6 +83,10 @@ def test_the_planted_prior_is_found_and_helps_the_other_half(run, method, capsys
         r["metrics"]["classification"]["mean_class"] for r in result["records"]["tuning"].values()
     ]
     assert tuned == [result["tuning_values"][0], max(result["tuning_values"])]
+    change = result["differences"]["classification/mean_class"]
+    assert change["difference"] == pytest.approx(accuracy[1] - accuracy[0], abs=1e-9)
+    assert change["beyond_noise"] and change["interval"][0] > 10
+    assert f"| {change['difference']:+.2f} |" in " ".join(out.split())
     assert f"| reporting images, strength {result['strength']:g}" in out
     assert "chooses the strength, the other 300 are for the report" in out
     assert result["yaml"] in out
@@ -111,7 +115,7 @@ def test_a_given_strength_is_reported_on_all_images(run, capsys):
     out, result = calibrate(capsys, "--run", run, "--method", "norcal", "--strength", 0.5)
     assert result["images"] == {"tuning": 0, "reporting": 600}
     assert list(result["records"]) == ["reporting"] and result["chosen_by"] is None
-    assert "nothing was chosen" in out
+    assert "nothing was chosen" in out and "Differences on the reporting images" in out
     record = json.loads((run / "results" / "toy.json").read_text())
     assert result["records"]["reporting"]["before"]["metrics"] == record["metrics"]
 
@@ -155,7 +159,9 @@ def test_options_override_the_configuration_of_the_run(run, capsys):
 
 
 def test_images_may_be_fewer(run, capsys):
-    _, result = calibrate(capsys, "--run", run, "--method", "norcal", "--limit", 100)
+    args = ["--run", run, "--method", "norcal", "--limit", 100, "--resamples", 0]
+    _, result = calibrate(capsys, *args)
+    assert result["differences"] == {}
     assert result["images"] == {"tuning": 50, "reporting": 50}
 
 
@@ -177,6 +183,7 @@ def test_a_calibrated_run_is_not_calibrated_again(tmp_path, capsys):
         ["--pred", "b", "--method", "norcal", "--gt", "c", "--counts", "d"],
         ["--run", "a", "--method", "norcal", "--scores", "softmax"],
         ["--run", "a", "--method", "norcal", "--limit", "-1"],
+        ["--run", "a", "--method", "norcal", "--resamples", "1"],
     ],
 )
 def test_contradictory_arguments_are_refused(args):
