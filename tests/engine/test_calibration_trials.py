@@ -160,6 +160,20 @@ def test_training_knows_nothing_of_a_calibration(tiny_options, tmp_path):
     assert runs.differences(*states) == []
 
 
+def test_a_calibration_that_no_head_applies_is_refused(tiny_options):
+    on = ["MODEL.LT.CALIBRATION.NAME", "NorCal", "MODEL.LT.CALIBRATION.STRENGTH", "0.5"]
+
+    def prepare(*more):
+        options = [*tiny_options, *on, *more]
+        prepare_config(load_config("configs/quick/lvis_softmax.yaml", options), training=False)
+
+    prepare()
+    with pytest.raises(ConfigError, match="CALIBRATION.NAME is NorCal.*StandardROIHeads"):
+        prepare("MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+    with pytest.raises(ConfigError, match="STRENGTH is -1.0"):
+        prepare("MODEL.LT.CALIBRATION.STRENGTH", "-1.0")
+
+
 # ---- image classification -----------------------------------------------------------------------
 
 NAMES = ["ant", "bee", "cat", "dog"]
