@@ -27,6 +27,7 @@ from lt_det.data.datasets.sem_seg_sets import (
 )
 from lt_det.data.sem_seg_mapper import read_record_classes
 from lt_det.engine.checkpoint import LongTailCheckpointer
+from lt_det.engine.config import check_calibrated_head
 from lt_det.engine.replay import before_logits, replayed
 from lt_det.engine.trainer import LongTailTrainer
 from lt_det.errors import ConfigError, DataError
@@ -195,6 +196,7 @@ def calibrated_model(cfg, method: str, weights: str) -> nn.Module:
         CheckpointError: the weights do not fit.
     """
     cfg.MODEL.LT.CALIBRATION.NAME, cfg.MODEL.LT.CALIBRATION.STRENGTH = method, 0.0
+    check_calibrated_head(cfg)
     model = LongTailTrainer.build_model(cfg)
     checkpointer = LongTailCheckpointer(model, loss=cfg.MODEL.LT.LOSS.NAME, strict=True)
     checkpointer.load(weights, checkpointables=[])

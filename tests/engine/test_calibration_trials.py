@@ -140,12 +140,15 @@ def test_a_method_is_known_by_any_spelling():
         method_of("temperature")
 
 
-def test_weights_have_to_fit(tmp_path):
+def test_weights_have_to_fit_and_the_head_to_be_ours(tmp_path):
     cfg = config(*CLASSIFIER)
     path = tmp_path / "other.pth"
     torch.save({"model": {}, "loss": "SoftmaxCE"}, path)
     with pytest.raises(CheckpointError, match="lacks"):
         calibrated_model(cfg, "NorCal", str(path))
+    theirs = config(*DETECTOR, *FPN, "MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+    with pytest.raises(ConfigError, match="CALIBRATION.NAME is NorCal.*StandardROIHeads"):
+        calibrated_model(theirs, "NorCal", str(path))
 
 
 def test_training_knows_nothing_of_a_calibration(tiny_options, tmp_path):
