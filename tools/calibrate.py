@@ -46,12 +46,12 @@ from lt_det.engine.calibration_trials import (
     SegmentationTrials,
     Truth,
     calibrated_model,
-    chosen_images,
     image_number,
+    image_rescoring,
     method_of,
     model_detection_trials,
+    read_saved_images,
     rescored_predictions,
-    saved_image_scores,
 )
 from lt_det.engine.tasks import task_of
 from lt_det.errors import ConfigError, DataError, LtDetError, MissingFileError
@@ -209,16 +209,17 @@ def classification_trials(args, cfg, sets, method, strengths):
             "MODEL.LT.CLASS_SCALE is True, and its factors are not in the kept features: evaluate "
             "with MODEL.LT.CALIBRATION instead"
         )
+    rescored = image_rescoring(loss, method, counts)
     saved = {
-        name: saved_image_scores(args.run / "inference" / name, loss, method, strengths, counts)
+        name: read_saved_images(args.run / "inference" / name, loss.num_classes, method)
         for name in cfg.DATASETS.TEST
     }
-    sizes = part_sizes(args, sets, lambda name: len(saved[name]["labels"]))
+    sizes = part_sizes(args, sets, lambda name: len(saved[name]))
     choice = choose_images(sets, sizes, limit=args.limit, seed=args.seed)
-    parts = {part: chosen_images(saved[sets[part]], choice.places[part]) for part in PARTS}
     about = read_record(args.run / "results" / f"{sets[REPORTING]}.json")["per_class"]
     return ClassificationTrials(
-        parts,
+        {part: saved[sets[part]].select(choice.places[part]) for part in PARTS},
+        rescored,
         strengths,
         dataset=sets[REPORTING],
         class_names=about["name"],

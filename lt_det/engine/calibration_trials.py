@@ -62,19 +62,121 @@ from lt_det.modeling.calibration import (
 from lt_det.modeling.classifier import tau_normalized_logits
 from lt_det.registry import unknown_name
 
+# Images whose scores are changed at once: 33 MB of float64 for 1000 classes.
+_BATCH = 4096
+
 # ---------------------------------------------------------------------------------------------
 # Image classification: saved scores
 # ---------------------------------------------------------------------------------------------
 
 
-class ClassificationTrials:
-    """From the ``predictions.npz`` of two evaluations, or of one and a choice of its images.
+@dataclass
+class SavedImages:
+    """What evaluations without calibration have kept of N images.
 
-    The scores that a model gives with the calibration switched on, up to the rounding of the
+    Attributes:
+        image_ids: (N,) ints or text, ascending.
+        labels: (N,) int64.
+        scores: (N, C) float32.
+        features: (N, D) float32, what the classifier was given; None = not read.
+        weights: (C, D) float32 rows of the classifier; None = not read.
+    """
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    scores: torch.Tensor
+    features: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, places: np.ndarray) -> SavedImages:
+        """The images at (K,) int `places`."""
+        rows = torch.as_tensor(places)
+        return replace(
+            self,
+            image_ids=self.image_ids[places],
+            labels=self.labels[places],
+            scores=self.scores[rows],
+            features=None if self.features is None else self.features[rows],
+        )
+
+    def batches(self) -> Iterator[SavedImages]:
+        """All in turn, few enough to be re-scored at once."""
+        for start in range(0, len(self), _BATCH):
+            yield self.select(np.arange(start, min(start + _BATCH, len(self))))
+
+
+def read_saved_images(folder: str | os.PathLike, num_classes: int, method: str) -> SavedImages:
+    """From the folder of an evaluation of image classification; features for "TauNorm" alone.
+
+    Raises:
+        MissingFileError, DataError: there are no such files, or scores were not kept (of more than
+            1000 classes none are).
+        ConfigError: there are no weights of a classifier.
+    """
+    path = os.path.join(folder, PREDICTIONS_FILE)
+    saved = read_class_predictions(path, num_classes)
+    if "scores" not in saved:
+        raise DataError(
+            f"{path} has the best five scores of an image alone (more than 1000 classes): the "
+            "others are needed to calibrate them. Evaluate with MODEL.LT.CALIBRATION set instead"
+        )
+    scores = torch.as_tensor(saved["scores"])
+    images = SavedImages(saved["image_ids"], saved["labels"], scores)
+    if method != "TauNorm":
+        return images
+    kept = read_features(os.path.join(folder, FEATURES_FILE), num_classes)
+    if "weights" not in kept:
+        raise ConfigError(
+            f"TauNorm needs the weights of a linear classifier in {FEATURES_FILE} "
+            "(TEST.LT.KEEP_FEATURES True)"
+        )
+    if not np.array_equal(kept["labels"], saved["labels"]):
+        raise DataError(
+            f"{folder}: {FEATURES_FILE} and {PREDICTIONS_FILE} are of different images; evaluate "
+            "again with TEST.LT.KEEP_FEATURES True"
+        )
+    features, weights = (torch.as_tensor(kept[name]) for name in ("features", "weights"))
+    return replace(images, features=features, weights=weights)
+
+
+def image_rescoring(
+    loss: LongTailLoss, method: str, class_counts: Sequence[float]
+) -> Callable[[SavedImages, float], torch.Tensor]:
+    """Gives the (N, C) scores that images have under a strength above 0.
+
+    Args:
+        loss: that the model was trained with.
+        method: of `METHODS`.
+        class_counts: (C,) as ``MODEL.LT.CLASS_COUNTS``; not read by "TauNorm".
+
+    Raises:
+        ConfigError: "TauNorm" of a loss with another than a linear classifier.
+    """
+    if method == "TauNorm":
+        if loss.classifier != "linear":
+            raise ConfigError(
+                f"TauNorm is for linear classifiers, and loss {type(loss).__name__} has a "
+                f"{loss.classifier} one"
+            )
+        return lambda images, tau: loss.scores(
+            tau_normalized_logits(images.features, images.weights, tau)
+        )
+    form, shift = score_form(loss), unit_shift(method, class_counts)
+    return lambda images, strength: rescore(images.scores, strength * shift, form)
+
+
+class ClassificationTrials:
+    """From the scores that evaluations have kept.
+
+    They become those of the model with the calibration switched on, up to the rounding of the
     saved ones to float32.
 
     Args:
-        parts: part -> {"image_ids", "labels", "scores": S tensors (N, C)}.
+        parts: part -> its images.
+        rescored: of :func:`image_rescoring`.
         strengths: (S,).
         dataset: name, for the records.
         class_names: (C,).
@@ -84,7 +186,8 @@ class ClassificationTrials:
 
     def __init__(
         self,
-        parts: Mapping[str, Mapping],
+        parts: Mapping[str, SavedImages],
+        rescored: Callable[[SavedImages, float], torch.Tensor],
         strengths: Sequence[float],
         *,
         dataset: str,
@@ -92,8 +195,8 @@ class ClassificationTrials:
         groups: Sequence[str] | None,
         image_counts: Sequence[int] | None,
     ):
-        self.strengths, self._parts = strengths, parts
-        self.num_images = {part: len(x["labels"]) for part, x in self._parts.items()}
+        self.strengths, self._parts, self._rescored = strengths, parts, rescored
+        self.num_images = {part: len(images) for part, images in parts.items()}
         self._num_classes = len(class_names)
         self._evaluator = partial(
             LongTailClassificationEvaluator,
@@ -106,81 +209,24 @@ class ClassificationTrials:
 
     def record(self, k: int, part: str) -> dict:
         """See :class:`~lt_det.evaluation.strength_search.Trials`."""
-        own, evaluator = self._parts[part], self._evaluator()
-        images = [
-            {"image_id": i, "label": label}
-            for i, label in zip(own["image_ids"].tolist(), own["labels"].tolist(), strict=True)
-        ]
-        evaluator.process(images, [{"scores": row} for row in own["scores"][k]])
+        evaluator = self._evaluator()
+        for images in self._parts[part].batches():
+            pairs = zip(images.image_ids.tolist(), images.labels.tolist(), strict=True)
+            inputs = [{"image_id": i, "label": label} for i, label in pairs]
+            evaluator.process(inputs, [{"scores": row} for row in self._scores(images, k)])
         evaluator.evaluate()
         return evaluator.record
 
     def images(self, k: int) -> list[PerImage]:
         """See :class:`~lt_det.evaluation.strength_search.Trials`."""
-        own = self._parts[REPORTING]
-        best = top_k_classes(own["scores"][k], 1)[:, 0].numpy()
-        ids, labels = own["image_ids"], own["labels"]
-        return [ClassificationImages(ids, labels, best == labels, self._num_classes)]
+        whole = self._parts[REPORTING]
+        best = [top_k_classes(self._scores(b, k), 1)[:, 0].numpy() for b in whole.batches()]
+        correct = np.concatenate(best) == whole.labels
+        return [ClassificationImages(whole.image_ids, whole.labels, correct, self._num_classes)]
 
-
-def saved_image_scores(
-    folder: str,
-    loss: LongTailLoss,
-    method: str,
-    strengths: Sequence[float],
-    class_counts: Sequence[float],
-) -> dict[str, np.ndarray | list[torch.Tensor]]:
-    """Scores of saved images under every strength.
-
-    Args:
-        folder: what an evaluation without calibration has written to.
-        loss: that the model was trained with.
-        method: of `METHODS`.
-        strengths: (S,).
-        class_counts: (C,) as ``MODEL.LT.CLASS_COUNTS``; not read by "TauNorm".
-
-    Returns:
-        {"image_ids" (N,), "labels" (N,), "scores": S tensors (N, C)}.
-
-    Raises:
-        MissingFileError, DataError: there are no such files, or scores were not kept (of more than
-            1000 classes none are).
-        ConfigError: "TauNorm" of another than a linear classifier.
-    """
-    path = os.path.join(folder, PREDICTIONS_FILE)
-    saved = read_class_predictions(path, loss.num_classes)
-    if "scores" not in saved:
-        raise DataError(
-            f"{path} has the best five scores of an image alone (more than 1000 classes): the "
-            "others are needed to calibrate them. Evaluate with MODEL.LT.CALIBRATION set instead"
-        )
-    scores = torch.as_tensor(saved["scores"])
-    if method == "TauNorm":
-        features = read_features(os.path.join(folder, FEATURES_FILE), loss.num_classes)
-        by_strength = [_tau_scores(loss, features, s) if s else scores for s in strengths]
-    else:
-        form, shift = score_form(loss), unit_shift(method, class_counts)
-        by_strength = [rescore(scores, s * shift, form) if s else scores for s in strengths]
-    return {"image_ids": saved["image_ids"], "labels": saved["labels"], "scores": by_strength}
-
-
-def _tau_scores(loss: LongTailLoss, saved: Mapping[str, np.ndarray], tau: float) -> torch.Tensor:
-    if "weights" not in saved or loss.classifier != "linear":
-        raise ConfigError(
-            f"TauNorm needs the weights of a linear classifier in {FEATURES_FILE} "
-            "(TEST.LT.KEEP_FEATURES True)"
-        )
-    features, weights = (torch.as_tensor(saved[name]) for name in ("features", "weights"))
-    return loss.scores(tau_normalized_logits(features, weights, tau))
-
-
-def chosen_images(saved: Mapping, places: np.ndarray) -> dict:
-    """The images of :func:`saved_image_scores` at (K,) int `places`."""
-    return {
-        "image_ids": saved["image_ids"][places],
-        "labels": saved["labels"][places],
-        "scores": [x[torch.as_tensor(places)] for x in saved["scores"]],
-    }
+    def _scores(self, images: SavedImages, k: int) -> torch.Tensor:
+        strength = self.strengths[k]
+        return self._rescored(images, strength) if strength else images.scores
 
 
 # ---------------------------------------------------------------------------------------------

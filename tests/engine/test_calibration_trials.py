@@ -11,7 +11,13 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.env import seed_all_rng
 
 from lt_det.data.datasets.synthetic_sem_seg import generate_sem_seg
-from lt_det.engine import LongTailCheckpointer, LongTailTrainer, load_config, prepare_config
+from lt_det.engine import (
+    LongTailCheckpointer,
+    LongTailTrainer,
+    calibration_trials,
+    load_config,
+    prepare_config,
+)
 from lt_det.engine.calibration_trials import (
     ClassificationTrials,
     Detections,
@@ -19,14 +25,14 @@ from lt_det.engine.calibration_trials import (
     SegmentationTrials,
     Truth,
     calibrated_model,
-    chosen_images,
     image_number,
+    image_rescoring,
     method_of,
     model_detection_trials,
     outputs_by_strength,
+    read_saved_images,
     registered_truth,
     rescored_predictions,
-    saved_image_scores,
 )
 from lt_det.engine.replay import before_logits, replayed
 from lt_det.engine.trainer import evaluate_checkpoint
@@ -47,6 +53,7 @@ from tests.modeling.test_calibration import (
     CLASSIFIER,
     COUNTS,
     DETECTOR,
+    FPN,
     ROI_HEADS,
     SEGMENTOR,
     config,
@@ -222,18 +229,18 @@ LABELS = np.random.default_rng(0).integers(0, 4, 40).tolist()
 
 @pytest.mark.parametrize("method", ["NorCal", "LogitAdjustment", "TauNorm"])
 @pytest.mark.parametrize("loss", ["SoftmaxCE", "SigmoidBCE"])
-def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
+def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path, monkeypatch):
+    """In batches of seven."""
     cfg = config(*CLASSIFIER, "MODEL.LT.LOSS.NAME", loss, "MODEL.LT.CLASSIFIER.INIT_STD", 0.3)
     plain = built(cfg)
     weights = {"keep_features": True, "classifier_weights": lambda: plain.classifier.weight}
     evaluated(tmp_path, classifier_outputs(plain), LABELS, **weights)
-    saved = saved_image_scores(str(tmp_path), plain.cls_loss, method, STRENGTHS, COUNTS)
-    parts = {
-        TUNING: chosen_images(saved, np.arange(40)),
-        REPORTING: chosen_images(saved, np.arange(3, 40)),
-    }
+    saved = read_saved_images(tmp_path, 4, method)
+    parts = {TUNING: saved, REPORTING: saved.select(np.arange(3, 40))}
+    monkeypatch.setattr(calibration_trials, "_BATCH", 7)
     trials = ClassificationTrials(
         parts,
+        image_rescoring(plain.cls_loss, method, COUNTS),
         STRENGTHS,
         dataset="toy",
         class_names=NAMES,
@@ -253,21 +260,22 @@ def test_saved_scores_evaluate_as_the_model_does(loss, method, tmp_path):
     check_differences(trials, 2)
 
 
-def test_images_are_chosen_with_their_scores(tmp_path):
+def test_images_are_chosen_with_what_was_kept_of_them(tmp_path):
     net = built(config(*CLASSIFIER))
-    evaluated(tmp_path, classifier_outputs(net), LABELS)
-    saved = saved_image_scores(str(tmp_path), net.cls_loss, "NorCal", [0.0, 1.0], COUNTS)
-    part = chosen_images(saved, np.arange(0, 40, 3))
-    assert part["image_ids"].tolist() == [*range(61, 101, 3)]
-    assert part["labels"].tolist() == LABELS[::-1][::3]
-    for some, whole in zip(part["scores"], saved["scores"], strict=True):
-        assert torch.equal(some, whole[::3])
+    weights = {"keep_features": True, "classifier_weights": lambda: net.classifier.weight}
+    evaluated(tmp_path, classifier_outputs(net), LABELS, **weights)
+    saved = read_saved_images(tmp_path, 4, "TauNorm")
+    part = saved.select(np.arange(0, 40, 3))
+    assert part.image_ids.tolist() == [*range(61, 101, 3)]
+    assert part.labels.tolist() == LABELS[::-1][::3]
+    assert torch.equal(part.scores, saved.scores[::3])
+    assert torch.equal(part.features, saved.features[::3]) and part.weights is saved.weights
+    assert read_saved_images(tmp_path, 4, "NorCal").features is None
 
 
 def test_what_was_not_kept_is_said(tmp_path):
-    loss = build_loss("SoftmaxCE", num_classes=4)
     with pytest.raises(MissingFileError, match=r"predictions\.npz"):
-        saved_image_scores(str(tmp_path), loss, "NorCal", STRENGTHS, COUNTS)
+        read_saved_images(tmp_path, 4, "NorCal")
     np.savez(
         tmp_path / "predictions.npz",
         image_ids=np.arange(2),
@@ -276,14 +284,22 @@ def test_what_was_not_kept_is_said(tmp_path):
         top_scores=np.zeros((2, 1)),
     )
     with pytest.raises(DataError, match="best five scores.*MODEL.LT.CALIBRATION"):
-        saved_image_scores(str(tmp_path), loss, "NorCal", STRENGTHS, COUNTS)
+        read_saved_images(tmp_path, 4, "NorCal")
     net = built(config(*CLASSIFIER))
     evaluated(tmp_path, classifier_outputs(net), LABELS)
     with pytest.raises(MissingFileError, match=r"features\.npz"):
-        saved_image_scores(str(tmp_path), loss, "TauNorm", STRENGTHS, COUNTS)
+        read_saved_images(tmp_path, 4, "TauNorm")
     evaluated(tmp_path, classifier_outputs(net), LABELS, keep_features=True)
     with pytest.raises(ConfigError, match="linear classifier.*KEEP_FEATURES"):
-        saved_image_scores(str(tmp_path), loss, "TauNorm", STRENGTHS, COUNTS)
+        read_saved_images(tmp_path, 4, "TauNorm")
+    weights = {"keep_features": True, "classifier_weights": lambda: net.classifier.weight}
+    evaluated(tmp_path, classifier_outputs(net), LABELS, **weights)
+    evaluated(tmp_path, classifier_outputs(net, 39), LABELS[1:])
+    with pytest.raises(DataError, match="are of different images"):
+        read_saved_images(tmp_path, 4, "TauNorm")
+    cosine = build_loss("GCL", num_classes=4, class_counts=COUNTS)
+    with pytest.raises(ConfigError, match="loss GCL has a cosine one"):
+        image_rescoring(cosine, "TauNorm", COUNTS)
 
 
 # ---- segmentation -------------------------------------------------------------------------------
