@@ -18,11 +18,12 @@ classification the scores that the evaluation kept are enough, and for tau-norm 
 (TEST.LT.KEEP_FEATURES True).
 
 --pred knows no background and only the classes that were kept. What is missing of a region's scores
-is taken for background. Scores of sigmoid detectors are exact so. Of softmax detectors they are an
-approximation, where equal boxes of an image show which detections are of one region (boxes
-regressed without regard to the class, as in a cascade). Where none does, or with a sigmoid, each
-class keeps its order: scores of different classes become comparable, but AP changes only if the
-file has more than 300 detections an image. Use --run to see what a calibration does to AP.
+is taken for background. Scores of sigmoid detectors are exact so, unless an objectness or a quality
+is multiplied in (EQLv2, ATSS, FCOS). Of softmax detectors they are an approximation, where equal
+boxes of an image show which detections are of one region (boxes regressed without regard to the
+class, as in a cascade). Where none does, or with a sigmoid, each class keeps its order: scores of
+different classes become comparable, but AP changes only if the file has more than 300 detections
+an image. Use --run to see what a calibration does to AP.
 --counts is the file of tools/class_counts.py --json.
 """
 
