@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -12,11 +13,16 @@ from report_results import group_word
 from report_runs import Run
 
 from lt_det.data import dataset_info, get_records
+from lt_det.errors import DataError
+from lt_det.evaluation.lvis_api import evaluate_lvis, matches_path
+from lt_det.evaluation.lvis_matching import Matches
+from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, read_predictions
+from lt_det.evaluation.predictions import Predictions
 
 # Pictures of a class: images that hold it, and false positives.
 HOLDING, FALSE = 2, 2
-# Detections of the class that are drawn in an image.
-TOP_DETECTIONS = 4
+# False positives that are drawn in an image of the class, those of the highest scores.
+WRONG = 3
 # A crop shows this many times the box, and at least this part of the image.
 CONTEXT, LEAST_PART = 3.0, 0.4
 # Overlap from which on a detection lies on an object, and beside it.
@@ -114,7 +120,8 @@ def where_it_lies(k: int, overlap: np.ndarray, classes: Sequence[int]) -> tuple[
 
     Returns:
         ("class", the class of an object it lies on), ("duplicate", k), ("beside", k) for one
-        that overlaps its object too little, or ("background", None).
+        that overlaps its object too little, or
+        ("background", None): on nothing that is annotated.
     """
     same = np.array([c == k for c in classes], dtype=bool)
     own, other = (overlap[m].max(initial=0) for m in (same, ~same))
@@ -123,6 +130,72 @@ def where_it_lies(k: int, overlap: np.ndarray, classes: Sequence[int]) -> tuple[
     if other >= ON:
         return "class", int(np.array(classes)[~same][overlap[~same].argmax()])
     return ("beside", k) if own >= BESIDE else ("background", None)
+
+
+# ---- which detections ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassDetections:
+    """The N detections of a class that take part in the evaluation, the highest score first.
+
+    Attributes:
+        image_ids: (N,).
+        scores: (N,).
+        corners: (N, 4) XYXY in pixels.
+        right, wrong: (N,) bool, true and false positives at an IoU of 0.5; neither: ignored.
+    """
+
+    image_ids: np.ndarray
+    scores: np.ndarray
+    corners: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
+
+
+def read_matches(run: Run) -> tuple[Predictions, Matches]:
+    """The predictions of a run and what the evaluation made of their boxes.
+
+    Raises:
+        MissingFileError: there are no predictions.
+        DataError: a broken file, or matches that are not of these predictions.
+    """
+    predictions = read_predictions(run.inference / PREDICTIONS_FILE)
+    if predictions.boxes is None:
+        raise DataError(f"the predictions in {run.inference} have no boxes")
+    path = Path(matches_path(run.inference, "bbox"))
+    if path.is_file():
+        matches = Matches.load(path)
+    else:  # a run from before matches were kept
+        info, protocol = dataset_info(run.record["dataset"]), run.record["protocol"]
+        matches = evaluate_lvis(
+            info.json_file,
+            predictions,
+            ["bbox"],
+            max_detections=protocol.get("max_detections"),
+            category_ids=info.category_ids,
+        ).matches["bbox"]
+    rows = matches.det_row
+    if len(rows) and (
+        rows.max() >= len(predictions)
+        or not np.array_equal(predictions.scores[rows], matches.det_score)
+    ):
+        raise DataError(f"{path} is of other predictions than those beside it")
+    return predictions, matches
+
+
+def detections_of_class(predictions: Predictions, matches: Matches, k: int) -> ClassDetections:
+    """The detections of class `k` with what became of them."""
+    own = slice(*np.searchsorted(matches.det_class, [k, k + 1]))
+    boxes = predictions.boxes[matches.det_row[own]]
+    matched, ignored = matches.matched[0, 0, own], matches.ignored[0, 0, own]
+    return ClassDetections(
+        image_ids=matches.image_ids[matches.det_image[own]],
+        scores=matches.det_score[own],
+        corners=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        right=matched & ~ignored,
+        wrong=~matched & ~ignored,
+    )
 
 
 # ---- a class ---------------------------------------------------------------------------------
@@ -143,7 +216,7 @@ class DetectionPictures:
         self.names = dataset_info(run.record["dataset"]).class_names
         self.records = get_records(run.record["dataset"])
         self.place = {r["image_id"]: i for i, r in enumerate(self.records)}
-        self.found = found_detections(run)
+        self.predictions, self.matches = read_matches(run)
 
     def explanation(self) -> Html:
         """What the boxes mean."""
@@ -157,21 +230,17 @@ class DetectionPictures:
 
     def of_class(self, k: int) -> Html:
         """Images that hold the class, those of its highest scores first, and false positives."""
-        found = self.found.of_class(k)
-        order = np.argsort(-found.scores, kind="stable")
-        holding = self._holding(k, found, order)
-        cells = [self._truth_picture(k, image, found) for image in holding]
-        wrong = [i for i in order.tolist() if found.wrong[i]][:FALSE]
+        found = detections_of_class(self.predictions, self.matches, k)
+        cells = [self._truth_picture(k, image, found) for image in self._holding(k, found)]
+        wrong = np.flatnonzero(found.wrong)[:FALSE].tolist()
         cells += [self._false_picture(k, i, found) for i in wrong]
         if not cells:
             return note("No image of the test set holds it, and nothing was taken for it.")
         return element("div", cells, class_="pictures")
 
-    def _holding(self, k: int, found, order) -> list[int]:
+    def _holding(self, k: int, found: ClassDetections) -> list[int]:
         """Places of images with the class: of right detections first, then of missed objects."""
-        images = dict.fromkeys(
-            self.place[i] for i in found.image_ids[order][found.right[order]].tolist()
-        )
+        images = dict.fromkeys(self.place[i] for i in found.image_ids[found.right].tolist())
         if len(images) < HOLDING:
             images |= dict.fromkeys(self._annotated(k))
         return list(images)[:HOLDING]
@@ -180,30 +249,27 @@ class DetectionPictures:
         images, classes = self.records.pairs()
         return np.unique(images[classes == k]).tolist()
 
-    def _boxes(self, k: int, record: dict, found) -> list[Box]:
-        """What is drawn of an image: all objects of the class, its highest detections."""
+    def _boxes(self, k: int, record: dict, found: ClassDetections) -> list[Box]:
+        """What is drawn of an image: all objects of the class, what found them, and what is wrong."""
         truth = [Box(c, "truth") for c, own, crowd in _objects(record) if own == k and not crowd]
-        own = np.flatnonzero(found.image_ids == record["image_id"])
-        own = own[np.argsort(-found.scores[own], kind="stable")][:TOP_DETECTIONS]
-        kinds = ["right" if found.right[i] else "wrong" for i in own]
-        judged = [
-            Box(found.corners[i], kind, float(found.scores[i]))
-            for i, kind in zip(own, kinds, strict=True)
-            if found.right[i] or found.wrong[i]
+        here = found.image_ids == record["image_id"]
+        shown = [*np.flatnonzero(here & found.wrong)[:WRONG], *np.flatnonzero(here & found.right)]
+        return truth + [
+            Box(found.corners[i], "right" if found.right[i] else "wrong", float(found.scores[i]))
+            for i in sorted(shown, reverse=True)  # the highest score on top
         ]
-        return truth + judged[::-1]
 
-    def _truth_picture(self, k: int, place: int, found) -> Html:
+    def _truth_picture(self, k: int, place: int, found: ClassDetections) -> Html:
         record = self.records[place]
         boxes = self._boxes(k, record, found)
         truth = [b.corners for b in boxes if b.kind == "truth"]
-        right = sum(b.kind == "right" for b in boxes)
-        text = (
-            f"{right} of {len(truth)} found" if len(truth) > 1 else ("found" if right else "missed")
-        )
+        right = [b.score for b in boxes if b.kind == "right"]
+        text = f"found, score {score_text(max(right))}" if right else "missed"
+        if len(truth) > 1:
+            text = f"{len(right)} of {len(truth)} found"
         return self._picture(record, boxes, _around(truth), text)
 
-    def _false_picture(self, k: int, i: int, found) -> Html:
+    def _false_picture(self, k: int, i: int, found: ClassDetections) -> Html:
         record = self.records[self.place[found.image_ids[i].item()]]
         objects = [(c, own) for c, own, crowd in _objects(record) if not crowd]
         overlap = overlaps(found.corners[i], [c for c, _ in objects])
@@ -211,7 +277,7 @@ class DetectionPictures:
         text = {
             "duplicate": "a second detection of an object",
             "beside": "overlaps its object too little",
-            "background": "on background",
+            "background": "on nothing annotated",
         }.get(what)
         if what == "class":
             group = f" ({group_word(self.run, self.run.groups[other])})" if self.run.groups else ""
@@ -242,60 +308,3 @@ def _objects(record: dict) -> list[tuple]:
 def _around(boxes: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
     corners = np.array(boxes)
     return (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
-
-
-# ---- stub ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ClassDetections:
-    """Detections of a class: (N,) scores, image ids, right, wrong, and (N, 4) corners XYXY."""
-
-    image_ids: np.ndarray
-    scores: np.ndarray
-    corners: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
-
-
-class _Naive:
-    def __init__(self, run):
-        from visualize import predictions_of_run
-
-        info = dataset_info(run.record["dataset"])
-        class_of = {c: k for k, c in enumerate(info.category_ids)}
-        records = {r["image_id"]: r for r in get_records(run.record["dataset"])}
-        self.rows = {}
-        for image, found in predictions_of_run(run.folder, run.record["dataset"]).items():
-            r = records[image]
-            gts = [(c, k) for c, k, _ in _objects(r)]
-            used = set()
-            for p in found:
-                k = class_of[p["category_id"]]
-                x, y, w, h = p["bbox"]
-                c = (x, y, x + w, y + h)
-                own = [(i, g) for i, (g, kk) in enumerate(gts) if kk == k]
-                if not own and k not in r.get("neg_category_ids", ()):
-                    continue
-                o = overlaps(c, [g for _, g in own])
-                o = [v if i not in used else 0 for (i, _), v in zip(own, o, strict=True)]
-                right = bool(o) and max(o) >= 0.5
-                if right:
-                    used.add(own[int(np.argmax(o))][0])
-                wrong = not right and k not in r.get("not_exhaustive_category_ids", ())
-                self.rows.setdefault(k, []).append((image, p["score"], c, right, wrong))
-
-    def of_class(self, k):
-        rows = self.rows.get(k, [])
-        a = list(zip(*rows, strict=True)) if rows else [[]] * 5
-        return ClassDetections(
-            np.array(a[0], int),
-            np.array(a[1], float),
-            np.array(a[2], float).reshape(-1, 4),
-            np.array(a[3], bool),
-            np.array(a[4], bool),
-        )
-
-
-def found_detections(run):
-    return _Naive(run)

@@ -2,26 +2,124 @@
 
 from collections.abc import Sequence
 
-from report_html import Html, note
+import numpy as np
+from report_html import Html, element, note
 from report_runs import Measure, Run
+
+from lt_det.errors import LtDetError
+from lt_det.evaluation.bootstrap import (
+    ALL,
+    Comparison,
+    Difference,
+    bootstrap_groups,
+    metric_name,
+    paired_bootstrap,
+)
+from lt_det.evaluation.per_image import PerImage, read_images_of_record
+
+RESAMPLES = 1000
 
 
 class Noise:
-    """Stub."""
+    """What `lt_det.evaluation.bootstrap` says of runs; each is computed once.
 
-    DIFFERENCE_TEXT = ""
+    Intervals of a run come from its record if they are there, else from the files that its
+    evaluation has left; differences always come from these files.
+    """
 
-    def interval(self, run: Run, measure: Measure) -> dict:
-        return {}
+    def __init__(self):
+        self._images: dict = {}
+        self._found: dict = {}
 
-    def difference(self, first: Run, other: Run, measure: Measure) -> dict:
-        return {}
+    def interval(self, run: Run, measure: Measure) -> dict[str, tuple[float, float]]:
+        """Letter or "all" -> ends of its interval in percent; {} if there are none."""
+        return self._once(("interval", run.label, measure.column), self._interval, run, measure)
 
-    def class_differences(self, first: Run, other: Run, measure: Measure) -> dict:
-        return {}
+    def comparison(self, first: Run, other: Run, measure: Measure) -> Comparison | None:
+        """Differences between two runs, `other` minus `first`; None: see `why_no_comparison`."""
+        key = ("comparison", first.label, other.label, measure.column)
+        found = self._once(key, self._comparison, first, other, measure)
+        return None if isinstance(found, str) else found
 
-    def explanation(self, runs: Sequence[Run]) -> Html:
-        return note("No intervals.")
+    def why_no_comparison(self, first: Run, other: Run, measure: Measure) -> str | None:
+        """What is missing for a comparison; None: nothing."""
+        self.comparison(first, other, measure)
+        found = self._found["comparison", first.label, other.label, measure.column]
+        return found if isinstance(found, str) else None
 
-    def why_no_difference(self, first, others):
-        return "No intervals."
+    def explanation(self, runs: Sequence[Run]) -> list[Html]:
+        """What the intervals are, and why some are not there."""
+        parts, some = [], False
+        for run in runs:
+            if any(self.interval(run, m) for m in run.measures):
+                some = True
+                continue
+            reason = self._read(run)
+            name = f"{run.label}: " if len(runs) > 1 else ""
+            if isinstance(reason, str):
+                parts.append(note(f"{name}no intervals: {reason}"))
+        if some:
+            text = (
+                f"Small numbers: 95 % intervals of a bootstrap over the test images ({RESAMPLES:,} "
+                "resamples unless the record says otherwise). They cover the choice of the images, "
+                "not the seed of the training."
+            )
+            parts.insert(0, element("p", text, class_="muted"))
+        return parts
+
+    def _once(self, key, make, *args):
+        if key not in self._found:
+            self._found[key] = make(*args)
+        return self._found[key]
+
+    def _read(self, run: Run) -> dict[str, PerImage] | str:
+        """Part of the record -> what its images contribute; a text says what is missing."""
+        if run.label not in self._images:
+            try:
+                found = read_images_of_record(run.inference, run.record)
+                self._images[run.label] = {images.part: images for images in found}
+            except LtDetError as error:
+                self._images[run.label] = str(error)
+        return self._images[run.label]
+
+    def _interval(self, run: Run, measure: Measure) -> dict:
+        recorded = (run.record.get("intervals") or {}).get("metrics", {}).get(measure.part)
+        if recorded:
+            names = {letter: metric_name(measure.part, letter) for letter in (ALL, *measure.groups)}
+            found = {letter: recorded.get(name) for letter, name in names.items()}
+            return {g: tuple(ends) for g, ends in found.items() if ends and None not in ends}
+        images = self._read(run)
+        if isinstance(images, str) or measure.part not in images:
+            return {}
+        found = bootstrap_groups(images[measure.part], run.groups, resamples=RESAMPLES)
+        return {g: (i.low, i.high) for g, i in found.items() if not np.isnan(i.low)}
+
+    def _comparison(self, first: Run, other: Run, measure: Measure) -> Comparison | str:
+        if first.record["protocol"] != other.record["protocol"]:
+            return f"{first.label} and {other.label} were measured under different protocols"
+        sides = [self._read(run) for run in (first, other)]
+        for run, side in zip((first, other), sides, strict=True):
+            if isinstance(side, str):
+                return f"{run.label}: {side}"
+        try:
+            a, b = (side[measure.part] for side in sides)
+            return paired_bootstrap(a, b, first.groups, resamples=RESAMPLES)
+        except LtDetError as error:
+            return f"{first.label} and {other.label}: {error}"
+
+
+def verdict(found: Difference) -> str:
+    """ "beyond noise" or "within noise"."""
+    return "beyond noise" if found.beyond_noise else "within noise"
+
+
+def class_verdicts(found: Comparison) -> str:
+    """How many classes differ beyond noise, and how many would by chance."""
+    judged, beyond = int(found.judged.sum()), int(found.beyond_noise.sum())
+    if not judged:
+        return "No class is held by enough test images to say whether its difference is noise."
+    return (
+        f"{beyond} of {judged} classes that enough test images hold differ beyond noise, where "
+        f"{0.05 * judged:.1f} would by chance if no class differed; {int(found.controlled.sum())} "
+        "remain if at most 5 % of those named may be by chance (marked with *)."
+    )

@@ -21,6 +21,7 @@ from report_charts import (
     scatter,
 )
 from report_html import NO_VALUE, Html, count, element, figure, fixed, note, sentence, signed, table
+from report_noise import Noise, class_verdicts, verdict
 from report_runs import Measure, Run
 
 from lt_det.errors import LtDetError
@@ -29,6 +30,11 @@ from lt_det.evaluation.results import LAST, selection
 
 # Pixels of a chart that stands alone.
 WIDE = 860
+DIFFERENCES = (
+    "Both runs are measured on the same resampled test images. A filled mark is beyond noise: its "
+    "95 % interval leaves out zero. A hollow one is within noise. Another seed of the training may "
+    "move results further than this."
+)
 # Classes in the list of those that moved most.
 MOVED = 12
 # A class measured on fewer test images than this says little on its own.
@@ -109,12 +115,12 @@ def part(measure: Measure, *content) -> Html:
 # ---- result ----------------------------------------------------------------------------------
 
 
-def result_section(runs: Sequence[Run], noise) -> Section:
+def result_section(runs: Sequence[Run], noise: Noise) -> Section:
     """Tables and charts of the groups.
 
     Args:
         runs: at least one.
-        noise: see `report_noise.Noise`.
+        noise: of the runs.
     """
     content = result_tables(runs, noise)
     charts = [result_chart(runs, measure, noise) for measure in runs[0].measures]
@@ -123,7 +129,7 @@ def result_section(runs: Sequence[Run], noise) -> Section:
     return Section("result", "Result", "Result", content)
 
 
-def result_tables(runs: Sequence[Run], noise) -> list:
+def result_tables(runs: Sequence[Run], noise: Noise) -> list:
     """One run: a table with a row a measure. Several: a table a measure with a row a run."""
     measures = runs[0].measures
     if len(runs) == 1:
@@ -140,13 +146,13 @@ def result_tables(runs: Sequence[Run], noise) -> list:
     return content
 
 
-def result_table(title: str, lines: Sequence[tuple], noise) -> Html:
+def result_table(title: str, lines: Sequence[tuple], noise: Noise) -> Html:
     """All classes, each group, further metrics.
 
     Args:
         title: of the first column.
         lines: (name, run, measure) of each row. The best of runs in one measure is bold.
-        noise: see `report_noise.Noise`.
+        noise: of the runs.
     """
     first = lines[0][1]
     letters = ["all", *groups_with_classes(first)]
@@ -173,15 +179,15 @@ def _value(run: Run, measure: Measure, letter: str) -> float:
     return run.total(measure.total if letter == "all" else measure.groups[letter])
 
 
-def _group_cell(run: Run, measure: Measure, letter: str, noise, best: float | None) -> Html:
+def _group_cell(run: Run, measure: Measure, letter: str, noise: Noise, best: float | None) -> Html:
     value = _value(run, measure, letter)
     number = element("b" if value == best else "span", fixed(value))
     interval = noise.interval(run, measure).get(letter)
-    below = element("small", f"{fixed(interval[1])} to {fixed(interval[2])}") if interval else None
+    below = element("small", f"{fixed(interval[0])} to {fixed(interval[1])}") if interval else None
     return element("td", number, below, class_="number main")
 
 
-def result_chart(runs: Sequence[Run], measure: Measure, noise) -> Html:
+def result_chart(runs: Sequence[Run], measure: Measure, noise: Noise) -> Html:
     """The same as values on an axis."""
     letters = ["all", *groups_with_classes(runs[0])]
     rows = []
@@ -189,8 +195,8 @@ def result_chart(runs: Sequence[Run], measure: Measure, noise) -> Html:
         marks = []
         for k, run in enumerate(runs):
             value = _value(run, measure, letter)
-            _, low, high = noise.interval(run, measure).get(letter, (None, None, None))
-            own = "" if letter == "all" else letter
+            low, high = noise.interval(run, measure).get(letter, (None, None))
+            own = _own(letter)
             style = f"run-{k % 6}" if len(runs) > 1 else f"g-{own}"
             text = f"{measure.title} {fixed(value)}"
             text += "" if low is None else f", 95 % from {fixed(low)} to {fixed(high)}"
@@ -205,12 +211,14 @@ def result_chart(runs: Sequence[Run], measure: Measure, noise) -> Html:
 # ---- trust -----------------------------------------------------------------------------------
 
 
-def trust_section(runs: Sequence[Run], noise, more: Sequence[tuple[str, str]] = ()) -> Section:
+def trust_section(
+    runs: Sequence[Run], noise: Noise, more: Sequence[tuple[str, str]] = ()
+) -> Section:
     """What speaks for and against the numbers, and which differences are beyond noise.
 
     Args:
         runs: at least one.
-        noise: see `report_noise.Noise`.
+        noise: of the runs.
         more: (level, sentence) of other parts of the page.
     """
     found = [*checks(runs), *more]
@@ -329,46 +337,52 @@ def _checks_between(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return found
 
 
-def differences(runs: Sequence[Run], noise) -> list:
-    """Chart and table of the differences of each further run to the first, by group."""
+def differences(runs: Sequence[Run], noise: Noise) -> list:
+    """Charts of the differences of each further run to the first, by group."""
     first, letters = runs[0], ["all", *groups_with_classes(runs[0])]
-    content, charts = [run_legend(runs)], []
+    charts, reasons = [], {}
     for measure in first.measures:
         rows = []
         for letter in letters:
+            found = [_difference(first, run, measure, letter, noise) for run in runs[1:]]
             marks = [
-                _difference(first, run, measure, letter, noise, k) for k, run in enumerate(runs)
+                Mark(value, low, high, f"run-{k % 6} {fill}", run.label, text, _own(letter))
+                for k, (run, (value, low, high, fill, text)) in enumerate(
+                    zip(runs[1:], found, strict=True), 1
+                )
             ]
-            rows.append((group_word(first, letter), marks[1:], ""))
+            aside = signed(found[0][0]) if len(runs) == 2 else ""
+            rows.append((group_word(first, letter), marks, aside))
         title = f"difference in {measure.title} (points)"
-        chart = interval_chart(rows, title, label=title, zero=True)
-        charts.append(figure(chart, class_="cell"))
-    content.append(element("div", charts, class_="cells"))
-    reason = noise.why_no_difference(first, runs[1:])
-    content.append(note(reason) if reason else element("p", noise.DIFFERENCE_TEXT, class_="muted"))
-    return content
+        charts.append(figure(interval_chart(rows, title, label=title, zero=True), class_="cell"))
+        for run in runs[1:]:
+            reasons |= dict.fromkeys([noise.why_no_comparison(first, run, measure)])
+    content = [run_legend(runs) if len(runs) > 2 else None, element("div", charts, class_="cells")]
+    if None in reasons:
+        content.append(element("p", DIFFERENCES, class_="muted"))
+    return content + [note(f"No intervals of differences: {r}") for r in reasons if r]
 
 
-def _difference(first: Run, run: Run, measure: Measure, letter: str, noise, k: int) -> Mark:
+def _difference(first: Run, run: Run, measure: Measure, letter: str, noise: Noise) -> tuple:
+    """Value, ends of its interval or None, style and text of a difference."""
     value = _value(run, measure, letter) - _value(first, measure, letter)
-    found = noise.difference(first, run, measure).get(letter)
-    low, high, verdict = (
-        (None, None, "") if found is None else (found[1], found[2], _verdict(found))
-    )
-    text = f"{signed(value)} points in {measure.title}{verdict}"
-    own = "" if letter == "all" else letter
-    return Mark(value, low, high, f"run-{k % 6}", run.label, text, own)
+    text = f"{signed(value)} points in {measure.title}"
+    comparison = noise.comparison(first, run, measure)
+    found = comparison and comparison.groups.get(letter)
+    if not found or math.isnan(found.low):
+        return value, None, None, "", text
+    text += f", 95 % from {signed(found.low)} to {signed(found.high)}: {verdict(found)}"
+    return value, found.low, found.high, "" if found.beyond_noise else "hollow", text
 
 
-def _verdict(found) -> str:
-    where = f", 95 % from {signed(found[1])} to {signed(found[2])}"
-    return where + (": beyond noise" if found[3] else ": within noise")
+def _own(letter: str) -> str:
+    return "" if letter == "all" else letter
 
 
 # ---- classes ---------------------------------------------------------------------------------
 
 
-def classes_section(runs: Sequence[Run], noise) -> Section:
+def classes_section(runs: Sequence[Run], noise: Noise) -> Section:
     """Results of each class against its size, the classes that moved most, all classes."""
     first = runs[0]
     if not first.measures:
@@ -481,7 +495,7 @@ def _levels(run: Run, size: np.ndarray, values: np.ndarray) -> list:
     return levels
 
 
-def moved_classes(first: Run, other: Run, measure: Measure, noise) -> list:
+def moved_classes(first: Run, other: Run, measure: Measure, noise: Noise) -> list:
     """The classes with the largest differences, from the best to the worst."""
     before, after = first.values(measure), other.values(measure)
     change = after - before
@@ -489,52 +503,63 @@ def moved_classes(first: Run, other: Run, measure: Measure, noise) -> list:
     if not len(known):
         return [note("No class has a value in both runs.")]
     order = known[np.argsort(-np.abs(change[known]), kind="stable")][:MOVED]
-    order = order[np.argsort(-change[order], kind="stable")]
-    by_class = noise.class_differences(first, other, measure)
-    rows, lines = [], []
-    for k in order.tolist():
+    order = order[np.argsort(-change[order], kind="stable")].tolist()
+    comparison = noise.comparison(first, other, measure)
+    sure = np.zeros(len(change), bool) if comparison is None else comparison.controlled
+    rows = []
+    for k in order:
         letter = first.groups[k] if first.groups else ""
         marks = [
             Mark(
-                v,
-                None,
-                None,
-                f"g-{letter} {fill}",
-                run.label,
-                f"{first.names[k]}: {fixed(v)}",
-                letter,
-                k,
+                value=value,
+                low=None,
+                high=None,
+                style=f"g-{letter} {fill}",
+                name=first.names[k],
+                text=f"{run.label}: {measure.title} {fixed(value)}",
+                group=letter,
+                key=k,
             )
-            for v, run, fill in ((before[k], first, "hollow"), (after[k], other, ""))
+            for value, run, fill in ((before[k], first, "hollow"), (after[k], other, ""))
         ]
-        rows.append((first.names[k], marks, signed(change[k])))
-        lines.append(_moved_line(first, k, before[k], after[k], by_class.get(k)))
+        rows.append((first.names[k], marks, signed(change[k]) + (" *" if sure[k] else "  ")))
     title = f"{measure.title} (%)"
-    longest = max(len(first.names[k]) for k in order.tolist())
-    left = min(200, 30 + 7 * longest)
-    chart = interval_chart(
-        rows, title, label=f"classes that moved most, {title}", joined=True, left=left
-    )
-    head = ["class", "group", "change", "from", "to", "95 % interval", "test images"]
-    caption = f"Hollow: {first.label}. Filled: {other.label}."
+    left = min(180, 30 + 7 * max(len(first.names[k]) for k in order))
+    label = f"classes that moved most, {title}"
+    chart = interval_chart(rows, title, label=label, joined=True, left=left, width=WIDTH)
+    caption = f"Hollow: {first.label}. Filled: {other.label}. "
+    caption += "" if comparison is None else class_verdicts(comparison)
+    listed = moved_table(first, order, before, after, comparison)
     return [
         figure(chart, caption, class_="narrow"),
-        element("details", element("summary", "As a table"), table(head, lines, text_columns=2)),
+        element("details", element("summary", "As a table"), listed),
     ]
 
 
-def _moved_line(run: Run, k: int, before: float, after: float, found) -> list:
-    tested = run.record["per_class"].get("test_images")
-    interval = NO_VALUE if found is None else f"{signed(found[1])} to {signed(found[2])}"
-    return [
-        run.names[k],
-        chip(run, run.groups[k]) if run.groups else NO_VALUE,
-        signed(after - before),
-        fixed(before),
-        fixed(after),
-        interval,
-        NO_VALUE if tested is None else f"{tested[k]:,.0f}",
-    ]
+def moved_table(run: Run, order: Sequence[int], before, after, comparison) -> Html:
+    """Differences of classes with their intervals.
+
+    Args:
+        run: one of both, for names and groups.
+        order: class ids.
+        before, after: (C,) values.
+        comparison: None: not known.
+    """
+    head = ["class", "group", "change", "from", "to"]
+    head += [] if comparison is None else ["95 % interval", "test images", "p"]
+    lines = []
+    for k in order:
+        group = chip(run, run.groups[k]) if run.groups else NO_VALUE
+        change = signed(after[k] - before[k])
+        line = [run.names[k], group, change, fixed(before[k]), fixed(after[k])]
+        if comparison is not None:
+            line += [
+                f"{signed(comparison.low[k])} to {signed(comparison.high[k])}",
+                f"{comparison.images[k]:,}",
+                fixed(comparison.p_value[k], 3),
+            ]
+        lines.append(line)
+    return table(head, lines, text_columns=2)
 
 
 def class_table(runs: Sequence[Run]) -> Html:

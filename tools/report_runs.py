@@ -44,6 +44,11 @@ class Measure:
     groups: dict[str, str]
     others: dict[str, str]
 
+    @property
+    def part(self) -> str:
+        """Of the record's metrics, such as "bbox"."""
+        return self.column.split("/")[0]
+
 
 def _boxes_or_masks(part: str, word: str) -> Measure:
     groups = {g: f"{part}/AP{g}" for g in GROUPS}
@@ -289,18 +294,24 @@ def _folder_of(file: Path) -> Path | None:
 
 
 def _labels(found: Sequence[tuple]) -> list[str]:
-    """One label a run: as given, else the name of folder or record; the path if two share it."""
-    labels = [
-        label or (folder.resolve().name if folder else file.stem)
-        for label, file, _, folder in found
-    ]
+    """One label a run: as given, else the name of folder or record; the path if two share it.
+
+    Raises:
+        DataError: a label is given twice, or a run.
+    """
     paths = [str(folder or file) for _, file, _, folder in found]
+    names = [folder.resolve().name if folder else file.stem for _, file, _, folder in found]
+    named = [label or name for (label, *_), name in zip(found, names, strict=True)]
     labels = [
-        path if labels.count(own) > 1 else own for own, path in zip(labels, paths, strict=True)
+        path if label is None and named.count(name) > 1 else name
+        for (label, *_), name, path in zip(found, named, paths, strict=True)
     ]
     twice = next((own for own in labels if labels.count(own) > 1), None)
     if twice:
-        raise DataError(f"{twice} is named twice")
+        raise DataError(
+            f"two runs are called {twice!r}; give each its own LABEL=RUN. tools/compare.py takes "
+            "several seeds of a recipe together"
+        )
     return labels
 
 
