@@ -120,8 +120,7 @@ def where_it_lies(k: int, overlap: np.ndarray, classes: Sequence[int]) -> tuple[
 
     Returns:
         ("class", the class of an object it lies on), ("duplicate", k), ("beside", k) for one
-        that overlaps its object too little, or
-        ("background", None): on nothing that is annotated.
+        that overlaps its object too little, or ("background", None) where nothing is annotated.
     """
     same = np.array([c == k for c in classes], dtype=bool)
     own, other = (overlap[m].max(initial=0) for m in (same, ~same))
@@ -250,7 +249,7 @@ class DetectionPictures:
         return np.unique(images[classes == k]).tolist()
 
     def _boxes(self, k: int, record: dict, found: ClassDetections) -> list[Box]:
-        """What is drawn of an image: all objects of the class, what found them, and what is wrong."""
+        """What is drawn: all objects of the class, what found them, and what is wrong."""
         truth = [Box(c, "truth") for c, own, crowd in _objects(record) if own == k and not crowd]
         here = found.image_ids == record["image_id"]
         shown = [*np.flatnonzero(here & found.wrong)[:WRONG], *np.flatnonzero(here & found.right)]

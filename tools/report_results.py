@@ -26,7 +26,7 @@ from report_runs import Measure, Run
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.groups import GROUP_WORDS, GROUPS
-from lt_det.evaluation.results import LAST, selection
+from lt_det.evaluation.results import LAST, column_title, selection
 
 # Pixels of a chart that stands alone.
 WIDE = 860
@@ -126,6 +126,8 @@ def result_section(runs: Sequence[Run], noise: Noise) -> Section:
     charts = [result_chart(runs, measure, noise) for measure in runs[0].measures]
     content += [run_legend(runs), element("div", charts, class_="cells")]
     content.append(noise.explanation(runs))
+    listed = element("details", element("summary", "All metrics"), metrics_table(runs))
+    content.append(listed)
     return Section("result", "Result", "Result", content)
 
 
@@ -168,6 +170,15 @@ def result_table(title: str, lines: Sequence[tuple], noise: Noise) -> Html:
         more = [element("td", fixed(by_word.get(w)), class_="number side") for w in others]
         rows.append([name, *cells, *more])
     return table([title, *(_group_head(first, g) for g in letters), *others], rows, class_="result")
+
+
+def metrics_table(runs: Sequence[Run]) -> Html:
+    """Every metric of the records, a column a run."""
+    names = dict.fromkeys(
+        f"{part}/{name}" for r in runs for part, own in r.record["metrics"].items() for name in own
+    )
+    rows = [[column_title(n), *(fixed(r.total(n), 2) for r in runs)] for n in names]
+    return table(["", *(r.label for r in runs)], rows)
 
 
 def _group_head(run: Run, letter: str) -> list:
