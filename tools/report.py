@@ -17,6 +17,7 @@ from pathlib import Path
 
 import command_line
 from report_detections import DetectionPictures
+from report_errors import errors_section
 from report_maps import MapPictures
 from report_mistakes import MistakePictures
 from report_noise import Noise
@@ -78,6 +79,7 @@ def report(arguments: list[str], title: str | None = None) -> str:
         result_section(runs, noise),
         trust_section(runs, noise, saturated),
         classes_section(runs, noise),
+        errors_section(runs),
         gradient_section(runs),
         training_section(runs),
         pictures_section(runs, PICTURES),

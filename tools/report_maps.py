@@ -1,5 +1,6 @@
 """Pictures of tools/report.py for semantic segmentation: image, ground truth and prediction."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from report_pictures import jpeg, read_rgb
 from report_runs import Run
 from visualize_sem_seg import class_colors, colored, legend_rows, records_with_classes
 
-from lt_det.data.datasets.label_png import read_class_map
+from lt_det.data.datasets.label_png import IGNORED, read_class_map
 from lt_det.data.sem_seg_mapper import read_record_classes
 from lt_det.errors import DataError
 
@@ -26,6 +27,30 @@ def taken_for(truth: np.ndarray, predicted: np.ndarray, k: int) -> list[tuple[in
     return [(int(c), found[c] / found.sum()) for c in order if found[c]]
 
 
+def kept_records(run: Run) -> list[dict]:
+    """See `visualize_sem_seg.records_with_classes`."""
+    folder = run.inference  # raises if the predictions are of other weights
+    return records_with_classes(folder.parent.parent, folder.name, len(run.names))
+
+
+def kept_maps(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(N,) labels and predicted classes of the pixels of each image that have a label.
+
+    Raises:
+        MissingFileError, DataError: see `kept_records`; files of different sizes.
+    """
+    for record in kept_records(run):
+        truth = read_record_classes(record, len(run.names))
+        predicted = read_class_map(record["predicted"], len(run.names))
+        if truth.shape != predicted.shape:
+            raise DataError(
+                f"the label map of {record['file_name']} is {truth.shape}, its prediction "
+                f"{predicted.shape}"
+            )
+        valid = truth != IGNORED
+        yield truth[valid], predicted[valid]
+
+
 class MapPictures:
     """Label maps of images that hold the most of a class.
 
@@ -38,8 +63,7 @@ class MapPictures:
 
     def __init__(self, run: Run):
         self.run = run
-        folder = run.inference  # raises if the predictions are of other weights
-        self.records = records_with_classes(folder.parent.parent, folder.name, len(run.names))
+        self.records = kept_records(run)
 
     def explanation(self) -> Html:
         """What is shown."""

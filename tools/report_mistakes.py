@@ -43,7 +43,9 @@ class MistakePictures:
         if not len(wrong):
             return note(text)
         cells = [self._picture(i, predicted[i], scores[i]) for i in wrong[:PICTURES].tolist()]
-        return Html(element("p", text, class_="muted") + element("div", cells, class_="pictures"))
+        return Html(
+            element("p", text, class_="muted") + element("div", cells, class_="pictures small")
+        )
 
     def _picture(self, i: int, other: int, score: float) -> Html:
         # The id of an image is its place in the list.

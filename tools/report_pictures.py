@@ -9,7 +9,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 from report_html import Html, element, fixed, note
 from report_results import Section, chip, group_word, groups_with_classes, size_title
-from report_runs import Run
+from report_runs import CONFIG_FILE, Run
 
 from lt_det.data import register_from_config
 from lt_det.engine.config import load_config
@@ -21,6 +21,10 @@ SIDE, QUALITY = 320, 78
 CLASSES, CLASSES_OF_MANY = 3, 2
 # More runs than this and the pictures of the others are left out, so that the page stays small.
 MAX_RUNS = 3
+
+
+# What follows the name of a group in "worst rare classes".
+SHOTS = {"instance": "", "classification": "-shot", "sem_seg": ""}
 
 
 # ---- which classes ---------------------------------------------------------------------------
@@ -83,6 +87,15 @@ def class_heading(run: Run, k: int, value: str) -> Html:
     return element("h4", element("span", run.names[k]), " ", group, " ", about, class_="class")
 
 
+def register_sets(run: Run) -> None:
+    """Make the data sets of a run's configuration known.
+
+    Raises:
+        MissingFileError, ConfigError: the configuration is not there or cannot be used.
+    """
+    register_from_config(load_config(str(run.in_folder(CONFIG_FILE))))
+
+
 # ---- the section -----------------------------------------------------------------------------
 
 
@@ -111,13 +124,13 @@ def pictures_section(runs: Sequence[Run], makers: dict[str, Callable]) -> Sectio
 def _pictures(run: Run, maker: Callable, number: int) -> list:
     if not run.measures:
         raise DataError("the record has no class results")
-    register_from_config(load_config(str(run.in_folder("config.yaml"))))
+    register_sets(run)
     measure, pictures = run.measures[0], maker(run)
     values = run.values(measure)
     letter = tail_group(run, values)
     own = np.ones(len(values), bool) if letter is None else np.array(run.groups) == letter
     worst, best = extreme_classes(values, own, number)
-    word = f"{group_word(run, letter)} " if letter else ""
+    word = f"{group_word(run, letter)}{SHOTS[run.task]} " if letter else ""
     content = [pictures.explanation()]
     for title, classes in ((f"Worst {word}classes", worst), (f"Best {word}classes", best)):
         if classes:

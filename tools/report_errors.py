@@ -1,0 +1,115 @@
+"""Where errors of the runs of tools/report.py go, by group: to which classes, or to background."""
+
+from collections.abc import Sequence
+
+from report_charts import stacked_bars
+from report_html import element, figure, note
+from report_maps import kept_maps
+from report_pictures import register_sets
+from report_results import Section, group_word, of_run
+from report_detections import read_matches
+from report_runs import Run
+
+from lt_det.data import dataset_info
+from lt_det.errors import LtDetError
+from lt_det.evaluation.classification_metrics import confusion_matrix
+from lt_det.evaluation.classification_predictions import PREDICTIONS_FILE, read_class_predictions
+from lt_det.evaluation.error_analysis import confusion_errors, detection_errors
+from lt_det.evaluation.groups import GROUPS
+from lt_det.evaluation.lvis_ground_truth import load_ground_truth
+
+# What the numbers count, by task.
+UNITS = {"instance": "objects", "classification": "images", "sem_seg": "pixels"}
+# Outcomes that are not a class -> words, class of the style sheet.
+OUTCOMES = {
+    "found": ("found", "found"),
+    "right": ("right", "found"),
+    "localisation": ("wrong place", "near"),
+    "duplicate": ("second detection", "twice"),
+    "background": ("nothing there", "background"),
+}
+MISSED = "What became of the {unit} of a group"
+WRONG = "What is there where a group was found"
+
+
+def errors_of(run: Run) -> dict:
+    """See `lt_det.evaluation.error_analysis`.
+
+    Raises:
+        MissingFileError, DataError: the run did not keep what this needs.
+    """
+    if run.task == "instance":
+        register_sets(run)
+        info = dataset_info(run.record["dataset"])
+        predictions, matches = read_matches(run)
+        gt = load_ground_truth(info.json_file, info.category_ids)
+        return detection_errors(gt, predictions, matches, run.groups)
+    number = len(run.names)
+    if run.task == "classification":
+        found = read_class_predictions(run.inference / PREDICTIONS_FILE, number)
+        confusion = confusion_matrix(found["labels"], found["top_classes"][:, 0], number)
+    else:
+        register_sets(run)
+        confusion = sum(confusion_matrix(*pair, number) for pair in kept_maps(run))
+    return confusion_errors(confusion, run.groups)
+
+
+def errors_section(runs: Sequence[Run]) -> Section:
+    """Bars of what was missed and of what was wrongly found, for each run."""
+    shown, missing = [], []
+    for run in runs:
+        try:
+            errors = errors_of(run)
+        except LtDetError as error:
+            missing.append(note(of_run(run, runs, f"no errors by group: {error}")))
+            continue
+        shown += [element("h3", run.label) if len(runs) > 1 else None, *error_charts(run, errors)]
+    if shown:
+        shown.insert(0, element("p", _about(runs[0]), class_="muted"))
+    return Section("errors", "Why: where errors go", "Errors", shown + missing)
+
+
+def _about(run: Run) -> str:
+    if run.task != "instance":
+        return f"Numbers are {UNITS[run.task]}; parts are what they were taken for."
+    return (
+        "Boxes at an IoU of 0.5. Left, what became of each object: a detection of another class at "
+        "its place, one of its own class out of place, or nothing at all. Right, what the best "
+        "detections of each class are on, as many as it has objects. A detection of a class that "
+        "is not annotated for its image is in no number."
+    )
+
+
+def error_charts(run: Run, errors: dict) -> list:
+    """A chart of either kind, and what the colours mean."""
+    unit, cells = UNITS[run.task], []
+    kinds = (("missed", MISSED.format(unit=unit)), ("false_positives", WRONG))
+    for kind, title in kinds:
+        rows = [
+            (group_word(run, letter), [(outcome_word(run, o), n) for o, n in outcomes.items()])
+            for letter, outcomes in errors[kind].items()
+            if sum(outcomes.values())
+        ]
+        styles = {outcome_word(run, o): _style(o) for own in errors[kind].values() for o in own}
+        if rows:
+            counted = unit if kind == "missed" or run.task != "instance" else "detections"
+            chart = stacked_bars(rows, styles.__getitem__, counted, label=title)
+            cells.append(figure([element("h4", title), chart], class_="cell"))
+    outcomes = dict.fromkeys(o for kind in errors.values() for own in kind.values() for o in own)
+    names = dict.fromkeys((outcome_word(run, o), _style(o)) for o in outcomes if o != "right")
+    marks = [element("li", element("i", class_=f"swatch {s}"), word) for word, s in names]
+    return [element("ul", marks, class_="legend"), element("div", cells, class_="cells")]
+
+
+def outcome_word(run: Run, outcome: str) -> str:
+    """ "wrong place", "a rare class"."""
+    if outcome in OUTCOMES:
+        return OUTCOMES[outcome][0]
+    letter = outcome.removeprefix("class_")
+    return f"another {group_word(run, letter)} class" if letter in GROUPS else "another class"
+
+
+def _style(outcome: str) -> str:
+    if outcome in OUTCOMES:
+        return OUTCOMES[outcome][1]
+    return f"g-{outcome.removeprefix('class_')}"
