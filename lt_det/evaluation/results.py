@@ -452,6 +452,7 @@ def format_rows(
     rows: Sequence[tuple[str, Sequence[Mapping]]],
     columns: Sequence[str] | None = None,
     digits: int = 1,
+    intervals: bool = False,
 ) -> str:
     """A Markdown table of metrics with given rows.
 
@@ -462,6 +463,8 @@ def format_rows(
             `CLASSIFICATION_COLUMNS` that a record has or, if none has any, all metrics of the
             records.
         digits: after the decimal point.
+        intervals: put the confidence interval behind the value of a single record that has one,
+            "21.3 [19.9, 22.8]".
 
     Returns:
         The table; "-" where no record has the metric. It has a column for the data set if there
@@ -486,9 +489,11 @@ def format_rows(
     for label, runs in rows:
         start = [label, *[runs[0]["dataset"]] * several_sets]
         start += [*[selection(runs[0]) or "-"] * stated, *[str(len(runs))] * several_runs]
-        lines.append(
-            start + [mean_and_spread([metric(r, c) for r in runs], digits) for c in columns]
-        )
+        cells = [mean_and_spread([metric(r, c) for r in runs], digits) for c in columns]
+        if intervals and len(runs) == 1:
+            ends = [interval(runs[0], c) for c in columns]
+            cells = [_with_ends(*own, digits) for own in zip(cells, ends, strict=True)]
+        lines.append(start + cells)
     return markdown(lines, left=len(head) - several_runs)
 
 
@@ -594,6 +599,12 @@ def column_title(column: str) -> str:
     part, _, name = column.partition("/")
     name = _METRIC_WORDS.get(column, name)
     return f"{_PART_WORDS.get(part, part)} {name}".strip()
+
+
+def _with_ends(cell: str, ends: tuple[float, float], digits: int) -> str:
+    if any(map(math.isnan, ends)):
+        return cell
+    return f"{cell} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:

@@ -146,9 +146,7 @@ def test_files_are_checked_against_their_record(tmp_path):
     record = read_record(tmp_path / "results" / f"{lvis_runs.DATASET}.json")
     folder = tmp_path / "inference" / lvis_runs.DATASET
     assert [images.part for images in read_images_of_record(folder, record)] == ["bbox"]
-    with pytest.raises(
-        MissingFileError, match="has no file of segm, which the record"
-    ):
+    with pytest.raises(MissingFileError, match="has no file of segm, which the record"):
         read_images_of_record(folder, {**record, "metrics": {"bbox": {}, "segm": {}}})
     record["per_class"]["bbox/AP"][4] += 0.01
     with pytest.raises(DataError, match="of another evaluation .*AP of class 'class 4'"):

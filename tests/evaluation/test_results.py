@@ -295,6 +295,20 @@ def test_records_with_the_same_label_are_averaged_over_seeds():
     assert cells(table)[2:] == [["A", "3", expected], ["B", "1", "11.25"]]
 
 
+def test_intervals_stand_behind_the_value_of_a_single_run():
+    ends = {"bbox": {"AP": [18.46, 21.04], "APr": [None, None]}}
+    own = [{**record(ap=a), "intervals": {"metrics": ends}} for a in (20.0, 22.0)]
+    rows = [("A", own[:1]), ("B", own), ("C", [record()])]
+    columns = ["bbox/AP", "bbox/APr", "segm/AP"]
+    found = cells(format_rows(rows, columns, intervals=True))[2:]
+    assert [row[2:] for row in found] == [
+        ["20.0 [18.5, 21.0]", "-", "18.5"],
+        ["21.0 ± 1.4", "-", "18.5 ± 0.0"],
+        ["20.0", "-", "18.5"],
+    ]
+    assert "[" not in format_rows(rows, columns)
+
+
 def test_runs_that_cannot_be_compared_are_not_averaged():
     other = record(protocol={"rules": "lvis", "max_detections": 100})
     with pytest.raises(DataError, match="'A'.*protocol.*300.*100"):
