@@ -84,13 +84,11 @@ function followPoints(chart) {
 // ---- lines: all values at one iteration; thin lines show their own name ----
 
 function followLines(chart) {
-  const lines = all("path.line", chart).map((path) => ({
-    path,
+  const main = all("path.line:not(.thin)", chart).map((path) => ({
     name: path.dataset.name,
     x: path.dataset.x.split(",").map(Number),
     y: path.dataset.y.split(",").map(Number),
   }));
-  const main = lines.filter((line) => !line.path.classList.contains("thin"));
   const frame = chart.querySelector(".axis");
   const left = Number(frame.getAttribute("x1")), right = Number(frame.getAttribute("x2"));
   const axis = chart.querySelectorAll(".tickmark");

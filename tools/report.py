@@ -24,9 +24,9 @@ from report_noise import Noise
 from report_page import page
 from report_pictures import pictures_section
 from report_provenance import provenance_section
-from report_results import classes_section, of_run, result_section, trust_section
+from report_results import classes_section, result_section, trust_section
 from report_runs import read_runs
-from report_training import gradient_section, saturation, training_section
+from report_training import gradient_section, training_section
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.results import atomic_file
@@ -72,12 +72,9 @@ def report(arguments: list[str], title: str | None = None) -> str:
     """
     runs = read_runs(arguments)
     noise = Noise()
-    saturated = [
-        (level, of_run(run, runs, text)) for run in runs for level, text in saturation(run)
-    ]
     sections = [
         result_section(runs, noise),
-        trust_section(runs, noise, saturated),
+        trust_section(runs, noise),
         classes_section(runs, noise),
         errors_section(runs),
         gradient_section(runs),

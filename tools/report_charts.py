@@ -303,7 +303,7 @@ def _drawable(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:
     return x, np.where(y > 0, y, np.nan) if log else y
 
 
-def _line(line: Line, x, y, x_scale: Scale, y_scale: Scale) -> list[Html]:
+def _line(line: Line, x, y, x_scale: Scale, y_scale: Scale) -> list[Html | None]:
     steps, pen = [], "M"
     for a, b in zip(x, y, strict=True):
         if not np.isfinite(b):
@@ -319,15 +319,22 @@ def _line(line: Line, x, y, x_scale: Scale, y_scale: Scale) -> list[Html]:
         d="".join(steps),
         data_key=line.key,
         data_name=line.name,
-        data_x=",".join(f"{v:.6g}" for v in x[valid]),
-        data_y=",".join(f"{v:.{line.digits}g}" for v in y[valid]),
+        # Those of classes say their name alone.
+        data_x=_numbers(x[valid], 6) if line.key is None else None,
+        data_y=_numbers(y[valid], line.digits) if line.key is None else None,
     )
     dots = [
         element("circle", class_=f"dot {line.style}", cx=x_scale(a), cy=y_scale(b), r=3)
         for a, b in zip(x[valid], y[valid], strict=True)
         if single
     ]
-    return [path, *dots]
+    # A border keeps a line apart from many behind it.
+    border = element("path", class_="border", d="".join(steps)) if "thick" in line.style else None
+    return [border, path, *dots]
+
+
+def _numbers(values: np.ndarray, digits: int) -> str:
+    return ",".join(f"{v:.{digits}g}" for v in values)
 
 
 # ---- values with intervals -------------------------------------------------------------------

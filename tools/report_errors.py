@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from report_charts import stacked_bars
-from report_html import element, figure, note
+from report_detections import read_matches
+from report_html import Html, element, figure, note
 from report_maps import kept_maps
 from report_pictures import register_sets
-from report_results import Section, group_word, of_run
-from report_detections import read_matches
-from report_runs import Run
+from report_results import Section, group_word, groups_with_classes
+from report_runs import Run, said_of
 
 from lt_det.data import dataset_info
 from lt_det.errors import LtDetError
@@ -19,7 +19,7 @@ from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.lvis_ground_truth import load_ground_truth
 
 # What the numbers count, by task.
-UNITS = {"instance": "objects", "classification": "images", "sem_seg": "pixels"}
+UNITS = {"instance": "objects or detections", "classification": "images", "sem_seg": "pixels"}
 # Outcomes that are not a class -> words, class of the style sheet.
 OUTCOMES = {
     "found": ("found", "found"),
@@ -28,8 +28,14 @@ OUTCOMES = {
     "duplicate": ("second detection", "twice"),
     "background": ("nothing there", "background"),
 }
-MISSED = "What became of the {unit} of a group"
-WRONG = "What is there where a group was found"
+TITLES = {
+    "instance": ("What became of the objects of a group", "What detections of a group are on"),
+    "classification": (
+        "What images of a group were taken for",
+        "What images taken for a group are",
+    ),
+    "sem_seg": ("What pixels of a group were taken for", "What pixels taken for a group are"),
+}
 
 
 def errors_of(run: Run) -> dict:
@@ -61,17 +67,30 @@ def errors_section(runs: Sequence[Run]) -> Section:
         try:
             errors = errors_of(run)
         except LtDetError as error:
-            missing.append(note(of_run(run, runs, f"no errors by group: {error}")))
+            missing.append((run, f"no errors by group: {error}"))
             continue
         shown += [element("h3", run.label) if len(runs) > 1 else None, *error_charts(run, errors)]
     if shown:
-        shown.insert(0, element("p", _about(runs[0]), class_="muted"))
-    return Section("errors", "Why: where errors go", "Errors", shown + missing)
+        shown = [element("p", _about(runs[0]), class_="muted"), _legend(runs[0]), *shown]
+    notes = [note(text) for text in said_of(missing, runs)]
+    return Section("errors", "Why: where errors go", "Errors", shown + notes)
+
+
+def _legend(run: Run) -> Html:
+    """What the colours of the parts mean."""
+    outcomes = ["found", *(f"class_{g}" for g in groups_with_classes(run) or ["all"])]
+    if run.task == "instance":
+        outcomes += ["localisation", "duplicate", "background"]
+    marks = [
+        element("li", element("i", class_=f"swatch {_style(o)}"), outcome_word(run, o))
+        for o in outcomes
+    ]
+    return element("ul", marks, class_="legend")
 
 
 def _about(run: Run) -> str:
     if run.task != "instance":
-        return f"Numbers are {UNITS[run.task]}; parts are what they were taken for."
+        return f"The numbers beside the bars are {UNITS[run.task]}."
     return (
         "Boxes at an IoU of 0.5. Left, what became of each object: a detection of another class at "
         "its place, one of its own class out of place, or nothing at all. Right, what the best "
@@ -81,10 +100,14 @@ def _about(run: Run) -> str:
 
 
 def error_charts(run: Run, errors: dict) -> list:
-    """A chart of either kind, and what the colours mean."""
-    unit, cells = UNITS[run.task], []
-    kinds = (("missed", MISSED.format(unit=unit)), ("false_positives", WRONG))
-    for kind, title in kinds:
+    """A chart of either kind.
+
+    Args:
+        run: for the names of the groups.
+        errors: see `errors_of`.
+    """
+    cells = []
+    for kind, title in zip(("missed", "false_positives"), TITLES[run.task], strict=True):
         rows = [
             (group_word(run, letter), [(outcome_word(run, o), n) for o, n in outcomes.items()])
             for letter, outcomes in errors[kind].items()
@@ -92,13 +115,9 @@ def error_charts(run: Run, errors: dict) -> list:
         ]
         styles = {outcome_word(run, o): _style(o) for own in errors[kind].values() for o in own}
         if rows:
-            counted = unit if kind == "missed" or run.task != "instance" else "detections"
-            chart = stacked_bars(rows, styles.__getitem__, counted, label=title)
+            chart = stacked_bars(rows, styles.__getitem__, UNITS[run.task], label=title)
             cells.append(figure([element("h4", title), chart], class_="cell"))
-    outcomes = dict.fromkeys(o for kind in errors.values() for own in kind.values() for o in own)
-    names = dict.fromkeys((outcome_word(run, o), _style(o)) for o in outcomes if o != "right")
-    marks = [element("li", element("i", class_=f"swatch {s}"), word) for word, s in names]
-    return [element("ul", marks, class_="legend"), element("div", cells, class_="cells")]
+    return [element("div", cells, class_="cells")]
 
 
 def outcome_word(run: Run, outcome: str) -> str:

@@ -44,14 +44,15 @@ def element(tag: str, /, *children, **attributes) -> Html:
     return Html(start if tag in _VOID else f"{start}{escaped(children)}</{tag}>")
 
 
-def sentence(text: str) -> str:
-    """`text` with a capital letter at its start and a full stop."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+def sentence(text: str, capital: bool = True) -> str:
+    """`text` with a full stop, and a capital letter at its start."""
+    first = text[:1].upper() if capital else text[:1]
+    return f"{first}{text[1:].rstrip('.')}."
 
 
 def note(text: str) -> Html:
     """A sentence about something that is missing, or that limits what is shown."""
-    return element("p", sentence(text), class_="note")
+    return element("p", text, class_="note")
 
 
 def figure(content, caption=None, **attributes) -> Html:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from report_html import Html, element, note
-from report_runs import Measure, Run
+from report_runs import Measure, Run, said_of
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.bootstrap import (
@@ -49,16 +49,13 @@ class Noise:
 
     def explanation(self, runs: Sequence[Run]) -> list[Html]:
         """What the intervals are, and why some are not there."""
-        parts, some = [], False
+        missing = []
         for run in runs:
-            if any(self.interval(run, m) for m in run.measures):
-                some = True
-                continue
-            reason = self._read(run)
-            name = f"{run.label}: " if len(runs) > 1 else ""
-            if isinstance(reason, str):
-                parts.append(note(f"{name}no intervals: {reason}"))
-        if some:
+            reason = self._read(run) if run.measures else None
+            if isinstance(reason, str) and not any(self.interval(run, m) for m in run.measures):
+                missing.append((run, f"no intervals: {reason}"))
+        parts = [note(text) for text in said_of(missing, runs)]
+        if any(self.interval(run, m) for run in runs for m in run.measures):
             text = (
                 f"Small numbers: 95 % intervals of a bootstrap over the test images ({RESAMPLES:,} "
                 "resamples unless the record says otherwise). They cover the choice of the images, "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image
-from report_html import Html, element, fixed, note
+from report_html import Html, element, fixed, note, sentence
 from report_results import Section, chip, group_word, groups_with_classes, size_title
 from report_runs import CONFIG_FILE, Run
 
@@ -115,7 +115,7 @@ def pictures_section(runs: Sequence[Run], makers: dict[str, Callable]) -> Sectio
         try:
             content.append(_pictures(run, makers[run.task], number))
         except LtDetError as error:
-            content.append(note(f"No pictures: {error}"))
+            content.append(note(sentence(f"no pictures: {error}")))
     if len(runs) > MAX_RUNS:
         content.append(note(f"Pictures are those of the first {MAX_RUNS} runs."))
     return Section("pictures", "What does it look like?", "Pictures", content)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import yaml
-from report_html import NO_VALUE, Html, element, note, table
+from report_html import NO_VALUE, Html, element, note, sentence, table
 from report_results import Section
 from report_runs import Run, config_differences
 
@@ -40,7 +40,7 @@ def provenance_section(runs: Sequence[Run]) -> Section:
             code = element("pre", text)
             content.append(element("details", element("summary", title), code))
         except LtDetError as error:
-            content.append(note(f"{title}: {error}"))
+            content.append(note(sentence(f"{title}: {error}")))
     return Section("provenance", "How was it made?", "Provenance", content)
 
 
@@ -88,7 +88,7 @@ def _differences(runs: Sequence[Run]) -> list:
     try:
         found = config_differences([run.config for run in runs])
     except LtDetError as error:
-        return [note(f"{error}")]
+        return [note(sentence(str(error)))]
     rows = [
         [element("code", key), *(_text(v) for v in values)]
         for key, values in found.items()

@@ -22,7 +22,8 @@ from report_charts import (
 )
 from report_html import NO_VALUE, Html, count, element, figure, fixed, note, sentence, signed, table
 from report_noise import Noise, class_verdicts, verdict
-from report_runs import Measure, Run
+from report_runs import Measure, Run, said_of
+from report_saturation import saturation
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.groups import GROUP_WORDS, GROUPS
@@ -30,6 +31,8 @@ from lt_det.evaluation.results import LAST, column_title, selection
 
 # Pixels of a chart that stands alone.
 WIDE = 860
+# Of checks, the most important first.
+LEVELS = ("warn", "info", "good")
 DIFFERENCES = (
     "Both runs are measured on the same resampled test images. A filled mark is beyond noise: its "
     "95 % interval leaves out zero. A hollow one is within noise. Another seed of the training may "
@@ -53,12 +56,7 @@ class Section:
 
 def group_word(run: Run, letter: str) -> str:
     """Such as "rare"; "all" for all classes."""
-    return "all" if letter == "all" else GROUP_WORDS[run.task][letter]
-
-
-def of_run(run: Run, runs: Sequence[Run], text: str) -> str:
-    """A sentence about one of `runs`: with its label where there are several."""
-    return f"{run.label}: {text}" if len(runs) > 1 else sentence(text)
+    return GROUP_WORDS[run.task].get(letter, letter)
 
 
 def chip(run: Run, letter: str) -> Html:
@@ -222,22 +220,15 @@ def result_chart(runs: Sequence[Run], measure: Measure, noise: Noise) -> Html:
 # ---- trust -----------------------------------------------------------------------------------
 
 
-def trust_section(
-    runs: Sequence[Run], noise: Noise, more: Sequence[tuple[str, str]] = ()
-) -> Section:
+def trust_section(runs: Sequence[Run], noise: Noise) -> Section:
     """What speaks for and against the numbers, and which differences are beyond noise.
 
     Args:
         runs: at least one.
         noise: of the runs.
-        more: (level, sentence) of other parts of the page.
     """
-    found = [*checks(runs), *more]
-    order = ("warn", "info", "good")
-    items = [
-        element("li", text, class_=level)
-        for level, text in sorted(found, key=lambda c: order.index(c[0]))
-    ]
+    found = sorted(checks(runs), key=lambda check: LEVELS.index(check[0]))
+    items = [element("li", text, class_=level) for level, text in found]
     content = [element("ul", items, class_="checks")]
     if len(runs) > 1:
         content += [element("h3", f"Differences to {runs[0].label}"), *differences(runs, noise)]
@@ -246,12 +237,13 @@ def trust_section(
 
 def checks(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """(level, sentence): "warn" speaks against the result, "info" limits it, "good" is in order."""
-    found = []
-    for run in runs:
-        found += [(level, of_run(run, runs, text)) for level, text in _checks_of(run)]
-    if len(runs) > 1:
-        found += _checks_between(runs)
-    return found
+    found = [(run, level, text) for run in runs for level, text in _checks_of(run)]
+    found += [(run, level, text) for run in runs for level, text in saturation(run)]
+    told = []
+    for level in LEVELS:
+        own = [(run, text) for run, at, text in found if at == level]
+        told += [(level, text) for text in said_of(own, runs)]
+    return told + (_checks_between(runs) if len(runs) > 1 else [])
 
 
 def _checks_of(run: Run) -> list[tuple[str, str]]:
@@ -371,7 +363,9 @@ def differences(runs: Sequence[Run], noise: Noise) -> list:
     content = [run_legend(runs) if len(runs) > 2 else None, element("div", charts, class_="cells")]
     if None in reasons:
         content.append(element("p", DIFFERENCES, class_="muted"))
-    return content + [note(f"No intervals of differences: {r}") for r in reasons if r]
+    return content + [
+        note(f"No intervals of differences: {sentence(r, False)}") for r in reasons if r
+    ]
 
 
 def _difference(first: Run, run: Run, measure: Measure, letter: str, noise: Noise) -> tuple:

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from plot_gradient_ratio import FILE as STATISTICS_FILE
 from plot_gradient_ratio import Statistics, read_statistics
+from report_html import sentence
 from show_results import split_label
 
 from lt_det.errors import DataError, MissingFileError
@@ -326,6 +327,27 @@ def _check_same_classes(first: Run, other: Run) -> None:
         raise DataError(
             f"{first.file} and {other.file} cannot stand on one page: their class lists differ"
         )
+
+
+# ---- speaking of ---------------------------------------------------------------------------
+
+
+def said_of(found: Sequence[tuple[Run, str]], runs: Sequence[Run]) -> list[str]:
+    """Sentences about some of `runs`: one for all runs that the same is said of.
+
+    Args:
+        found: what is said of a run, beginning with a small letter.
+        runs: all of them. Labels are left out if there is only one.
+    """
+    labels: dict[str, list[str]] = {}
+    for run, text in found:
+        labels.setdefault(text, []).append(run.label)
+    if len(runs) == 1:
+        return [sentence(text) for text in labels]
+    return [
+        f"{'All runs' if len(own) == len(runs) else ', '.join(own)}: {sentence(text, False)}"
+        for text, own in labels.items()
+    ]
 
 
 # ---- comparing -------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import report_noise  # noqa: E402
 import report_pictures  # noqa: E402
 import report_results  # noqa: E402
 import report_runs  # noqa: E402
-import report_training  # noqa: E402
+import report_saturation  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,13 @@ def test_runs_that_cannot_stand_on_one_page(detection, tmp_path):
         report_runs.read_runs([str(detection.worse), str(file)])
 
 
+def test_what_is_said_of_several_runs_is_said_once(detection):
+    runs = report_runs.read_runs([f"{k}={detection.worse}" for k in "abc"])
+    found = [(runs[0], "one"), (runs[1], "two."), (runs[2], "one"), *((r, "three") for r in runs)]
+    assert report_runs.said_of(found, runs) == ["a, c: one.", "b: two.", "All runs: three."]
+    assert report_runs.said_of(found[:2], runs[:1]) == ["One.", "Two."]
+
+
 def test_configurations_are_compared_key_by_key():
     first = {"A": {"B": 1, "C": [1, 2]}, "D": {}}
     second = {"A": {"B": 1, "C": [1, 3]}, "E": "x"}
@@ -143,31 +150,31 @@ def test_configurations_are_compared_key_by_key():
 )
 def test_strength_is_a_tenth_where_the_line_is_drawn(name, params):
     loss = build_loss(name, num_classes=2, class_counts=[2, 1], **params)
-    border = report_training.saturation_ratio(loss)
-    strength = report_training.strength_left(loss, np.array([border, 0.0, 100.0]))
+    border = report_saturation.saturation_ratio(loss)
+    strength = report_saturation.strength_left(loss, np.array([border, 0.0, 100.0]))
     np.testing.assert_allclose(strength[0], 0.1, rtol=1e-12)
     assert strength[1] > 0.9 and strength[2] < 1e-6
 
 
 def test_losses_whose_ratio_cannot_saturate():
     loss = build_loss("SoftmaxEQL", num_classes=2, class_counts=[2, 1])
-    assert report_training.saturation_ratio(loss) is None
-    assert report_training.strength_left(loss, np.ones(2)) is None
+    assert report_saturation.saturation_ratio(loss) is None
+    assert report_saturation.strength_left(loss, np.ones(2)) is None
 
 
 def test_saturation_counts_from_the_last_time_that_most_classes_entered_it():
     iterations = np.array([0, 10, 20, 30])
     low, high = 0.05, 0.5
     strength = np.array([[low, low, low], [low, high, high], [low, low, high], [low, low, low]])
-    assert report_training.saturated_since(iterations, strength) == 20
-    assert report_training.saturated_since(iterations, strength[:1]) == 0
-    assert report_training.saturated_since(iterations[:2], strength[:2]) is None
-    assert report_training.saturated_since(iterations, np.full((4, 3), low)) == 0
+    assert report_saturation.saturated_since(iterations, strength) == 20
+    assert report_saturation.saturated_since(iterations, strength[:1]) == 0
+    assert report_saturation.saturated_since(iterations[:2], strength[:2]) is None
+    assert report_saturation.saturated_since(iterations, np.full((4, 3), low)) == 0
 
 
 def test_a_saturated_run_is_warned_about(detection):
     (run,) = report_runs.read_runs([str(detection.worse)])
-    ((level, text),) = report_training.saturation(run)
+    ((level, text),) = report_saturation.saturation(run)
     assert level == "warn" and "2 of 2 rare classes, most of them since iteration 50" in text
 
 
@@ -185,10 +192,49 @@ def test_the_adjustment_of_softmax_eql_is_compared_with_the_counts(tmp_path, det
     record["run"]["loss"] = "SoftmaxEQL"
     write_record(run / f"results/{detection.name}.json", record)
     (read,) = report_runs.read_runs([str(run)])
-    text = report_training.adjustment_text(read)
+    text = report_saturation.adjustment_text(read)
     # ln(8 / 0.5) = 2.77, and ln(10 / 5) = 0.69 of the counts 5..10.
     assert "differ by 2.8" in text and "by 0.7" in text
     assert "1 class is still at the floor eps = 0.5" in text
+
+
+# ---- errors ----------------------------------------------------------------------------------
+
+
+def bars(page):
+    """(row, part) -> number, of the first run."""
+    found = re.findall(
+        r'data-name="([^":]+): ([^"]+)" data-text="([\d,]+) of', section(page, "errors")
+    )
+    return [(row, part, int(number.replace(",", ""))) for row, part, number in found]
+
+
+def test_misclassified_images_are_counted_by_group(classification):
+    found = bars(tool.report([str(classification)]))
+    assert found[:2] == [("few", "found", 1), ("few", "another many class", 3)]
+    assert ("many", "right", 4) in found and ("many", "another few class", 3) in found
+
+
+def test_pixels_are_counted_by_group(segmentation):
+    found = bars(tool.report([str(segmentation)]))
+    # Two images of 600 pixels, half of the tail: 24 of 30 columns went to the common class.
+    assert [f for f in found if f[0] == "tail"] == [
+        ("tail", "another common class", 480),
+        ("tail", "another head class", 120),
+    ]
+
+
+def test_objects_that_another_class_took(detection):
+    """Boxes are those of the objects, so that nothing is out of place or missed altogether."""
+    found = bars(tool.report([str(detection.worse)]))
+    missed = [f for f in found if f[0] == "rare"]
+    predicted = made.predictions(detection.data, 1, 0.4)
+    objects = detection.data["annotations"]
+    rare = [(a, p) for a, p in zip(objects, predicted, strict=True) if a["category_id"] <= 2]
+    right = sum(a["category_id"] == p["category_id"] for a, p in rare)
+    assert missed[0] == ("rare", "found", right)
+    parts = {part for _, part, _ in found}
+    assert not parts & {"wrong place", "nothing there"}
 
 
 # ---- noise -----------------------------------------------------------------------------------
