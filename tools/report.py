@@ -16,17 +16,19 @@ import sys
 from pathlib import Path
 
 import command_line
-from report_detections import DetectionPictures
-from report_errors import errors_section
-from report_maps import MapPictures
-from report_mistakes import MistakePictures
-from report_noise import Noise
-from report_page import page
-from report_pictures import pictures_section
-from report_provenance import provenance_section
-from report_results import classes_section, result_section, trust_section
-from report_runs import read_runs
-from report_training import gradient_section, training_section
+from reporting.classes import classes_section
+from reporting.detections import DetectionPictures
+from reporting.errors import errors_section
+from reporting.maps import MapPictures
+from reporting.mistakes import MistakePictures
+from reporting.noise import Noise
+from reporting.page import page
+from reporting.pictures import pictures_section
+from reporting.provenance import provenance_section
+from reporting.results import result_section
+from reporting.runs import read_runs
+from reporting.training import gradient_section, training_section
+from reporting.trust import trust_section
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.results import atomic_file
@@ -68,7 +70,7 @@ def report(arguments: list[str], title: str | None = None) -> str:
         title: of the page; None: the names of the runs.
 
     Raises:
-        MissingFileError, DataError: see `report_runs.read_runs`.
+        MissingFileError, DataError: see `reporting.runs.read_runs`.
     """
     runs = read_runs(arguments)
     noise = Noise()

@@ -23,13 +23,9 @@ from tests.tools.load import load_tool
 
 tool = load_tool("report")
 # The same modules as those that the script uses.
-import report_detections  # noqa: E402
-import report_maps  # noqa: E402
-import report_noise  # noqa: E402
-import report_pictures  # noqa: E402
-import report_results  # noqa: E402
-import report_runs  # noqa: E402
-import report_saturation  # noqa: E402
+from reporting import detections, maps, pictures, saturation, trust  # noqa: E402
+from reporting.noise import Noise  # noqa: E402
+from reporting.runs import config_differences, read_runs, read_scalars, said_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +73,7 @@ def test_the_last_line_of_an_iteration_counts(tmp_path):
     path = tmp_path / "metrics.json"
     made.write_lines(path, [*lines, *resumed, {"iteration": 60, "AP": 3.0, "name": "x"}])
     path.write_text(path.read_text() + '{"iteration": 80, "lo')  # killed
-    scalars = report_runs.read_scalars(path)
+    scalars = read_scalars(path)
     assert scalars["loss"][0].tolist() == [0, 20, 40, 60]
     assert scalars["loss"][1].tolist() == [0, 30, 50, 70]
     assert scalars["AP"][0].tolist() == [60] and "name" not in scalars
@@ -87,7 +83,7 @@ def test_a_broken_line_between_others_is_an_error(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 1}\n{"iter\n{"iteration": 3}\n')
     with pytest.raises(DataError, match=r"metrics.json: line 2 is no line of scalars"):
-        report_runs.read_scalars(path)
+        read_scalars(path)
 
 
 def test_a_folder_stands_for_the_last_epoch_of_its_first_test_set(detection, tmp_path):
@@ -98,10 +94,10 @@ def test_a_folder_stands_for_the_last_epoch_of_its_first_test_set(detection, tmp
     best = {**record, "run": {**record["run"], "selection": best_on("val"), "iteration": 50}}
     file = run / f"results/{detection.name}.best.json"
     write_record(file, best)
-    (read,) = report_runs.read_runs([str(run)])
+    (read,) = read_runs([str(run)])
     assert read.file.name == f"{detection.name}.json" and read.label == "run"
     assert read.inference == run / "inference" / detection.name
-    (named,) = report_runs.read_runs([f"best={file}"])
+    (named,) = read_runs([f"best={file}"])
     assert named.folder == run and named.label == "best"
     with pytest.raises(MissingFileError, match="of iteration 100; this record is of iteration 50"):
         named.inference  # noqa: B018
@@ -111,9 +107,9 @@ def test_two_runs_of_one_name_go_by_their_paths(detection, tmp_path):
     for part in ("a", "b"):
         shutil.copytree(detection.worse, tmp_path / part / "run")
     paths = [str(tmp_path / part / "run") for part in ("a", "b")]
-    assert [r.label for r in report_runs.read_runs(paths)] == paths
+    assert [r.label for r in read_runs(paths)] == paths
     with pytest.raises(DataError, match="two runs are called 'x'"):
-        report_runs.read_runs([f"x={p}" for p in paths])
+        read_runs([f"x={p}" for p in paths])
 
 
 def test_runs_that_cannot_stand_on_one_page(detection, tmp_path):
@@ -121,24 +117,24 @@ def test_runs_that_cannot_stand_on_one_page(detection, tmp_path):
     file = tmp_path / "other.json"
     write_record(file, {**record, "dataset": "another"})
     with pytest.raises(DataError, match=f"differ in dataset: '{detection.name}' and 'another'"):
-        report_runs.read_runs([str(detection.worse), str(file)])
+        read_runs([str(detection.worse), str(file)])
     names = [*made.NAMES[:-1], "hen"]
     write_record(file, {**record, "per_class": {**record["per_class"], "name": names}})
     with pytest.raises(DataError, match="their class lists differ"):
-        report_runs.read_runs([str(detection.worse), str(file)])
+        read_runs([str(detection.worse), str(file)])
 
 
 def test_what_is_said_of_several_runs_is_said_once(detection):
-    runs = report_runs.read_runs([f"{k}={detection.worse}" for k in "abc"])
+    runs = read_runs([f"{k}={detection.worse}" for k in "abc"])
     found = [(runs[0], "one"), (runs[1], "two."), (runs[2], "one"), *((r, "three") for r in runs)]
-    assert report_runs.said_of(found, runs) == ["a, c: one.", "b: two.", "All runs: three."]
-    assert report_runs.said_of(found[:2], runs[:1]) == ["One.", "Two."]
+    assert said_of(found, runs) == ["a, c: one.", "b: two.", "All runs: three."]
+    assert said_of(found[:2], runs[:1]) == ["One.", "Two."]
 
 
 def test_configurations_are_compared_key_by_key():
     first = {"A": {"B": 1, "C": [1, 2]}, "D": {}}
     second = {"A": {"B": 1, "C": [1, 3]}, "E": "x"}
-    found = report_runs.config_differences([first, second])
+    found = config_differences([first, second])
     assert found == {"A.C": [[1, 2], [1, 3]], "D": [{}, None], "E": [None, "x"]}
 
 
@@ -150,31 +146,31 @@ def test_configurations_are_compared_key_by_key():
 )
 def test_strength_is_a_tenth_where_the_line_is_drawn(name, params):
     loss = build_loss(name, num_classes=2, class_counts=[2, 1], **params)
-    border = report_saturation.saturation_ratio(loss)
-    strength = report_saturation.strength_left(loss, np.array([border, 0.0, 100.0]))
+    border = saturation.saturation_ratio(loss)
+    strength = saturation.strength_left(loss, np.array([border, 0.0, 100.0]))
     np.testing.assert_allclose(strength[0], 0.1, rtol=1e-12)
     assert strength[1] > 0.9 and strength[2] < 1e-6
 
 
 def test_losses_whose_ratio_cannot_saturate():
     loss = build_loss("SoftmaxEQL", num_classes=2, class_counts=[2, 1])
-    assert report_saturation.saturation_ratio(loss) is None
-    assert report_saturation.strength_left(loss, np.ones(2)) is None
+    assert saturation.saturation_ratio(loss) is None
+    assert saturation.strength_left(loss, np.ones(2)) is None
 
 
 def test_saturation_counts_from_the_last_time_that_most_classes_entered_it():
     iterations = np.array([0, 10, 20, 30])
     low, high = 0.05, 0.5
     strength = np.array([[low, low, low], [low, high, high], [low, low, high], [low, low, low]])
-    assert report_saturation.saturated_since(iterations, strength) == 20
-    assert report_saturation.saturated_since(iterations, strength[:1]) == 0
-    assert report_saturation.saturated_since(iterations[:2], strength[:2]) is None
-    assert report_saturation.saturated_since(iterations, np.full((4, 3), low)) == 0
+    assert saturation.saturated_since(iterations, strength) == 20
+    assert saturation.saturated_since(iterations, strength[:1]) == 0
+    assert saturation.saturated_since(iterations[:2], strength[:2]) is None
+    assert saturation.saturated_since(iterations, np.full((4, 3), low)) == 0
 
 
 def test_a_saturated_run_is_warned_about(detection):
-    (run,) = report_runs.read_runs([str(detection.worse)])
-    ((level, text),) = report_saturation.saturation(run)
+    (run,) = read_runs([str(detection.worse)])
+    ((level, text),) = saturation.saturation(run)
     assert level == "warn" and "2 of 2 rare classes, most of them since iteration 50" in text
 
 
@@ -191,8 +187,8 @@ def test_the_adjustment_of_softmax_eql_is_compared_with_the_counts(tmp_path, det
     record = record_of(run)
     record["run"]["loss"] = "SoftmaxEQL"
     write_record(run / f"results/{detection.name}.json", record)
-    (read,) = report_runs.read_runs([str(run)])
-    text = report_saturation.adjustment_text(read)
+    (read,) = read_runs([str(run)])
+    text = saturation.adjustment_text(read)
     # ln(8 / 0.5) = 2.77, and ln(10 / 5) = 0.69 of the counts 5..10.
     assert "differ by 2.8" in text and "by 0.7" in text
     assert "1 class is still at the floor eps = 0.5" in text
@@ -241,8 +237,8 @@ def test_objects_that_another_class_took(detection):
 
 
 def test_differences_are_those_of_the_records_and_large_ones_are_beyond_noise(detection):
-    runs = report_runs.read_runs([str(detection.worse), str(detection.better)])
-    noise, (measure,) = report_noise.Noise(), runs[0].measures
+    runs = read_runs([str(detection.worse), str(detection.better)])
+    noise, (measure,) = Noise(), runs[0].measures
     comparison = noise.comparison(*runs, measure)
     first, second = (class_values(record_of(r.folder), "bbox/AP") for r in runs)
     np.testing.assert_allclose(comparison.difference, second - first, rtol=0, atol=1e-9)
@@ -261,8 +257,8 @@ def test_intervals_of_the_record_are_preferred(detection, tmp_path):
     }  # fmt: skip
     file = tmp_path / "record.json"
     write_record(file, record)
-    (run,) = report_runs.read_runs([str(file)])
-    found = report_noise.Noise().interval(run, run.measures[0])
+    (run,) = read_runs([str(file)])
+    found = Noise().interval(run, run.measures[0])
     assert found == {"all": (1.5, 2.5), "f": (3.5, 4.5)}
 
 
@@ -296,7 +292,7 @@ def test_how_the_weights_were_chosen(detection, tmp_path, selection, level, word
     chosen = best_on(detection.name) if selection == "test set" else selection
     record["run"]["selection"] = chosen
     write_record(run / f"results/{detection.name}.json", record)
-    found = report_results.checks(report_runs.read_runs([str(run)]))
+    found = trust.checks(read_runs([str(run)]))
     assert any(found_level == level and words in text for found_level, text in found)
 
 
@@ -310,7 +306,7 @@ def test_what_limits_a_result_is_said(detection, tmp_path):
     write_record(run / f"results/{detection.name}.json", record)
     lines = (run / "metrics.json").read_text() + '{"iteration": 95, "total_loss": NaN}\n'
     (run / "metrics.json").write_text(lines)
-    found = report_results.checks(report_runs.read_runs([str(run)]))
+    found = trust.checks(read_runs([str(run)]))
     text = " ".join(text for _, text in found)
     assert "Evaluated after 40 of 100 iterations." in text
     assert "No seed was set" in text and "1 class has no value" in text
@@ -324,9 +320,9 @@ def test_what_limits_a_result_is_said(detection, tmp_path):
 def test_worst_and_best_classes_do_not_share_any():
     values = np.array([5.0, np.nan, 1.0, 9.0, 3.0])
     everything = np.ones(5, bool)
-    assert report_pictures.extreme_classes(values, everything, 2) == ([2, 4], [3, 0])
-    assert report_pictures.extreme_classes(values[:4], everything[:4], 3) == ([2, 0], [3])
-    assert report_pictures.extreme_classes(values, values > 4, 3) == ([0], [3])
+    assert pictures.extreme_classes(values, everything, 2) == ([2, 4], [3, 0])
+    assert pictures.extreme_classes(values[:4], everything[:4], 3) == ([2, 0], [3])
+    assert pictures.extreme_classes(values, values > 4, 3) == ([0], [3])
 
 
 @pytest.mark.parametrize(
@@ -338,7 +334,7 @@ def test_worst_and_best_classes_do_not_share_any():
     ],
 )
 def test_a_crop_shows_the_box_in_its_surroundings(box, size, expected):
-    assert report_detections.crop_around(box, *size) == expected
+    assert detections.crop_around(box, *size) == expected
 
 
 def test_what_a_false_positive_lies_on():
@@ -346,22 +342,22 @@ def test_what_a_false_positive_lies_on():
     classes = [3, 3, 5]
 
     def where(box):
-        return report_detections.where_it_lies(3, report_detections.overlaps(box, objects), classes)
+        return detections.where_it_lies(3, detections.overlaps(box, objects), classes)
 
     assert where((0, 0, 10, 10)) == ("duplicate", 3)
     assert where((0, 0, 10, 8.9)) == ("class", 5)
     assert where((105, 100, 115, 110)) == ("beside", 3)
     assert where((50, 50, 60, 60)) == ("background", None)
-    nothing = report_detections.where_it_lies(3, report_detections.overlaps((0, 0, 1, 1), []), [])
+    nothing = detections.where_it_lies(3, detections.overlaps((0, 0, 1, 1), []), [])
     assert nothing == ("background", None)
 
 
 def test_right_and_wrong_detections_are_those_of_the_evaluation(detection):
-    (run,) = report_runs.read_runs([str(detection.worse)])
-    predictions, matches = report_detections.read_matches(run)
+    (run,) = read_runs([str(detection.worse)])
+    predictions, matches = detections.read_matches(run)
     objects = {(a["image_id"], *a["bbox"]): a["category_id"] for a in detection.data["annotations"]}
     for k in range(6):
-        found = report_detections.detections_of_class(predictions, matches, k)
+        found = detections.detections_of_class(predictions, matches, k)
         assert (np.diff(found.scores) <= 0).all() and len(found.scores) > 0
         for image, (x1, y1, x2, y2), right, wrong in zip(
             found.image_ids.tolist(), found.corners.tolist(), found.right, found.wrong, strict=True
@@ -374,12 +370,9 @@ def test_runs_without_matches_are_matched_again(detection, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(detection.worse, run)
     (run / "inference" / detection.name / "matches_bbox.npz").unlink()
-    report_pictures.register_from_config(
-        report_pictures.load_config(str(detection.worse / "config.yaml"))
-    )
+    pictures.register_from_config(pictures.load_config(str(detection.worse / "config.yaml")))
     kept, again = (
-        report_detections.read_matches(report_runs.read_runs([str(r)])[0])[1]
-        for r in (detection.worse, run)
+        detections.read_matches(read_runs([str(r)])[0])[1] for r in (detection.worse, run)
     )
     np.testing.assert_array_equal(kept.det_row, again.det_row)
     np.testing.assert_array_equal(kept.matched, again.matched)
@@ -426,7 +419,7 @@ def test_misclassified_images_say_where_they_went(classification):
 
 def test_pixels_of_a_class_say_what_they_were_taken_for(segmentation):
     truth, predicted = np.array([[2, 2, 2, 2, 0]]), np.array([[1, 1, 1, 0, 0]])
-    assert report_maps.taken_for(truth, predicted, 2) == [(1, 0.75), (0, 0.25)]
+    assert maps.taken_for(truth, predicted, 2) == [(1, 0.75), (0, 0.25)]
     page = tool.report([str(segmentation)])
     pictures = section(page, "pictures")
     assert "&lt;i&gt;elk&lt;/i&gt; was taken for cup 80%, sky 20%" in pictures

@@ -1,4 +1,4 @@
-"""tools/report_html.py and report_charts.py: escaping, axes, and where marks are drawn."""
+"""tools/reporting: html.py and charts.py: escaping, axes, and where marks are drawn."""
 
 import re
 from xml.etree import ElementTree
@@ -8,8 +8,9 @@ import pytest
 
 from tests.tools.load import load_tool
 
-html = load_tool("report_html")
-charts = load_tool("report_charts")
+load_tool("report")  # its folder is then among those that are searched
+from reporting import charts, html  # noqa: E402
+
 NAN = float("nan")
 
 

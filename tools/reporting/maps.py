@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from report_html import Html, element, figure, note
-from report_pictures import jpeg, read_rgb
-from report_runs import Run
 from visualize_sem_seg import class_colors, colored, legend_rows, records_with_classes
 
 from lt_det.data.datasets.label_png import IGNORED, read_class_map
 from lt_det.data.sem_seg_mapper import read_record_classes
 from lt_det.errors import DataError
+from reporting.html import Html, element, figure, note
+from reporting.pictures import jpeg, read_rgb
+from reporting.runs import Run
 
 IMAGES = 2  # of a class
 # Images of a class that are looked at for those which hold the most of it.

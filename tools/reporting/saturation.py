@@ -5,8 +5,6 @@ import math
 import numpy as np
 import torch
 from plot_gradient_ratio import ratio_over_time
-from report_html import count, sentence
-from report_runs import Run
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.groups import GROUP_WORDS
@@ -14,6 +12,8 @@ from lt_det.losses import build_loss
 from lt_det.losses.eqlv2 import SigmoidEQL, equalization_weights
 from lt_det.losses.equalized_focal import EFL, EQFL
 from lt_det.losses.softmax_eql import SoftmaxEQL, softmax_adjustment
+from reporting.html import count, sentence
+from reporting.runs import Run
 
 # A class with less than this part of the full re-weighting is trained by the plain loss.
 LITTLE = 0.1

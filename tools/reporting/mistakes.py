@@ -1,13 +1,13 @@
 """Pictures of tools/report.py for image classification: the images of a class that went wrong."""
 
 import numpy as np
-from report_html import Html, count, element, figure, note
-from report_pictures import jpeg, read_rgb
-from report_results import group_word
-from report_runs import Run
 
 from lt_det.data.datasets.image_sets import image_records
 from lt_det.evaluation.classification_predictions import PREDICTIONS_FILE, read_class_predictions
+from reporting.html import Html, count, element, figure, note
+from reporting.parts import group_word
+from reporting.pictures import jpeg, read_rgb
+from reporting.runs import Run
 
 PICTURES = 6  # of a class
 SIDE = 160  # pixels

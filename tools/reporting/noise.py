@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from report_html import Html, element, note
-from report_runs import Measure, Run, said_of
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.bootstrap import (
@@ -16,6 +14,8 @@ from lt_det.evaluation.bootstrap import (
     paired_bootstrap,
 )
 from lt_det.evaluation.per_image import PerImage, read_images_of_record
+from reporting.html import Html, element, note
+from reporting.runs import Measure, Run, said_of
 
 RESAMPLES = 1000
 

@@ -2,14 +2,6 @@
 
 from collections.abc import Sequence
 
-from report_charts import stacked_bars
-from report_detections import read_matches
-from report_html import Html, element, figure, note
-from report_maps import kept_maps
-from report_pictures import register_sets
-from report_results import Section, group_word, groups_with_classes
-from report_runs import Run, said_of
-
 from lt_det.data import dataset_info
 from lt_det.errors import LtDetError
 from lt_det.evaluation.classification_metrics import confusion_matrix
@@ -17,6 +9,13 @@ from lt_det.evaluation.classification_predictions import PREDICTIONS_FILE, read_
 from lt_det.evaluation.error_analysis import confusion_errors, detection_errors
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.lvis_ground_truth import load_ground_truth
+from reporting.charts import stacked_bars
+from reporting.detections import read_matches
+from reporting.html import Html, element, figure, note
+from reporting.maps import kept_maps
+from reporting.parts import Section, group_word, groups_with_classes
+from reporting.pictures import register_sets
+from reporting.runs import Run, said_of
 
 # What the numbers count, by task.
 UNITS = {"instance": "objects or detections", "classification": "images", "sem_seg": "pixels"}

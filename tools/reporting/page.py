@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from report_html import Html, count, element, fixed
-from report_results import Section, chip, groups_with_classes
-from report_runs import Run
+from reporting.html import Html, count, element, fixed
+from reporting.parts import Section, chip, groups_with_classes
+from reporting.runs import Run
 
 HERE = Path(__file__).parent
-STYLE, SCRIPT = "report.css", "report.js"
+STYLE, SCRIPT = "page.css", "page.js"
 # Nothing may be loaded: all that is shown is in the page.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "

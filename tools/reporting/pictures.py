@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image
-from report_html import Html, element, fixed, note, sentence
-from report_results import Section, chip, group_word, groups_with_classes, size_title
-from report_runs import CONFIG_FILE, Run
 
 from lt_det.data import register_from_config
 from lt_det.engine.config import load_config
 from lt_det.errors import DataError, LtDetError
+from reporting.html import Html, element, fixed, note, sentence
+from reporting.parts import Section, chip, group_word, groups_with_classes, size_title
+from reporting.runs import CONFIG_FILE, Run
 
 # Longest side of a picture in pixels, and quality of its JPEG: about 15 kB each.
 SIDE, QUALITY = 320, 78

@@ -10,12 +10,12 @@ import numpy as np
 import yaml
 from plot_gradient_ratio import FILE as STATISTICS_FILE
 from plot_gradient_ratio import Statistics, read_statistics
-from report_html import sentence
 from show_results import split_label
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUP_WORDS, GROUPS
 from lt_det.evaluation.results import LAST, class_values, metric, read_record, selection
+from reporting.html import sentence
 
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"

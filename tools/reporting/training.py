@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from plot_gradient_ratio import drawable, group_ratio_over_time, ratio_over_time
-from report_charts import (
+
+from lt_det.errors import LtDetError, MissingFileError
+from reporting.charts import (
     BOTTOM,
     HEIGHT,
     TOP,
@@ -15,8 +17,8 @@ from report_charts import (
     log_range,
     scatter,
 )
-from report_html import Html, count, element, figure, note, sentence
-from report_results import (
+from reporting.html import Html, count, element, figure, note, sentence
+from reporting.parts import (
     Section,
     class_text,
     group_word,
@@ -26,10 +28,8 @@ from report_results import (
     size_axis,
     size_title,
 )
-from report_runs import Run, said_of
-from report_saturation import adjustment_text, loss_of, saturation, saturation_ratio
-
-from lt_det.errors import LtDetError, MissingFileError
+from reporting.runs import Run, said_of
+from reporting.saturation import adjustment_text, loss_of, saturation, saturation_ratio
 
 # More classes than this have a line of few points, so that the page stays small.
 MANY_LINES, FEW_POINTS = 60, 24

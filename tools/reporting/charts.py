@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from report_html import Html, element, escaped
+
+from reporting.html import Html, element, escaped
 
 WIDTH, HEIGHT = 560, 350
 NARROW = 460  # pixels of charts with rows

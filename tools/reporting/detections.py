@@ -7,10 +7,6 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_utils
 from detectron2.structures import BoxMode
-from report_html import Html, element, figure, note
-from report_pictures import SIDE, jpeg, read_rgb
-from report_results import group_word
-from report_runs import Run
 
 from lt_det.data import dataset_info, get_records
 from lt_det.errors import DataError
@@ -18,6 +14,10 @@ from lt_det.evaluation.lvis_api import evaluate_lvis, matches_path
 from lt_det.evaluation.lvis_matching import Matches
 from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, read_predictions
 from lt_det.evaluation.predictions import Predictions
+from reporting.html import Html, element, figure, note
+from reporting.parts import group_word
+from reporting.pictures import SIDE, jpeg, read_rgb
+from reporting.runs import Run
 
 # Pictures of a class: images that hold it, and false positives.
 HOLDING, FALSE = 2, 2

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import yaml
-from report_html import NO_VALUE, Html, element, note, sentence, table
-from report_results import Section
-from report_runs import Run, config_differences
 
 from lt_det.errors import LtDetError
+from reporting.html import NO_VALUE, Html, element, note, sentence, table
+from reporting.parts import Section
+from reporting.runs import Run, config_differences
 
 # Title -> key of the "run" part of a record.
 FIELDS = {
