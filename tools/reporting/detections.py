@@ -1,5 +1,6 @@
 """Pictures of tools/report.py for detection: boxes of a class and its false positives."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,7 @@ class ClassDetections:
     wrong: np.ndarray
 
 
+@functools.lru_cache(maxsize=2)  # errors and pictures both need them; a large set takes some 100 MB
 def read_matches(run: Run) -> tuple[Predictions, Matches]:
     """The predictions of a run and what the evaluation made of their boxes.
 
