@@ -14,8 +14,11 @@ import numpy as np
 from reporting.html import Html, element, escaped
 
 WIDTH, HEIGHT = 560, 350
-NARROW = 460  # pixels of charts with rows
+# Charts with rows: pixels of the whole, above the first row, and between the marks of a row.
+NARROW, EDGE, LANE = 460, 6, 13
 TOP, RIGHT, BOTTOM, LEFT = 32, 16, 44, 46
+# Pixels of a bar, and from one bar to the next.
+BAR, BAR_STEP = 22, 38
 # Shapes tell the groups apart where colours do not: diamond, circle, square.
 SHAPES = {
     "r": "M0-5.2L5.2 0 0 5.2-5.2 0Z",
@@ -386,35 +389,44 @@ def interval_chart(
         left: pixels for the titles of the rows.
         width: of the drawing.
     """
-    beside = max((len(aside) for *_, aside in rows), default=0)
-    lanes = [1 if joined else max(1, len(marks)) for _, marks, _ in rows]
-    tops = np.cumsum([0, *(13 * n + 13 for n in lanes)])
-    top_of_all = 6
-    bottom = top_of_all + int(tops[-1])
+    heights = [LANE * (1 + (1 if joined else max(1, len(marks)))) for _, marks, _ in rows]
+    tops = np.cumsum([EDGE, *heights]).tolist()
     low, high = _mark_range(rows, zero)
+    beside = max((len(aside) for *_, aside in rows), default=0)
     x = Scale(0.0 if from_zero else low, high, left, width - RIGHT - 8 * beside)
+    content = _row_axis(x, x_title, tops[-1])
+    if zero:
+        content.append(element("line", class_="zero", x1=x(0), x2=x(0), y1=EDGE, y2=tops[-1]))
+    for (title, marks, aside), top, height in zip(rows, tops, heights, strict=False):
+        middle = top + height / 2
+        content.append(element("text", title, class_="rowname end", x=left - 12, y=middle + 4))
+        content.append(element("text", aside, class_="tick end", x=width, y=middle + 4))
+        content += _joined(marks, x, middle) if joined else _below_each_other(marks, x, middle)
+    return _svg("intervals", label, content, width, tops[-1] + BOTTOM)
+
+
+def _row_axis(x: Scale, title: str, bottom: int) -> list[Html]:
+    """Vertical lines with their numbers and the title of the axis below."""
     content = []
     for value, text in x.ticks():
         at = x(value)
-        content.append(element("line", class_="grid", x1=at, x2=at, y1=top_of_all, y2=bottom))
+        content.append(element("line", class_="grid", x1=at, x2=at, y1=EDGE, y2=bottom))
         content.append(element("text", text, class_="tick middle", x=at, y=bottom + 17))
-    if zero:
-        content.append(element("line", class_="zero", x1=x(0), x2=x(0), y1=top_of_all, y2=bottom))
     centre = (x.start + x.end) / 2
-    content.append(element("text", x_title, class_="title middle", x=centre, y=bottom + 36))
-    for (title, marks, aside), top, lane in zip(rows, tops, lanes, strict=False):
-        middle = top_of_all + top + (13 * lane + 13) / 2
-        content.append(element("text", title, class_="rowname end", x=left - 12, y=middle + 4))
-        if aside:
-            content.append(element("text", aside, class_="tick end", x=width, y=middle + 4))
-        drawn = [m for m in marks if not math.isnan(m.value)]
-        if joined and len(drawn) > 1:
-            ends = {"x1": x(drawn[0].value), "x2": x(drawn[-1].value), "y1": middle, "y2": middle}
-            content.append(element("line", class_="join", **ends))
-        for k, mark in enumerate(marks):
-            at = middle if joined else middle + 13 * (k - (lane - 1) / 2)
-            content.append(_mark(mark, x, at))
-    return _svg("intervals", label, content, width, bottom + BOTTOM)
+    return [*content, element("text", title, class_="title middle", x=centre, y=bottom + 36)]
+
+
+def _below_each_other(marks: Sequence[Mark], x: Scale, middle: float) -> list[Html | None]:
+    first = middle - LANE * (len(marks) - 1) / 2
+    return [_mark(mark, x, first + LANE * k) for k, mark in enumerate(marks)]
+
+
+def _joined(marks: Sequence[Mark], x: Scale, middle: float) -> list[Html | None]:
+    drawn = [m for m in marks if not math.isnan(m.value)]
+    if not drawn:
+        return []
+    ends = {"x1": x(drawn[0].value), "x2": x(drawn[-1].value), "y1": middle, "y2": middle}
+    return [element("line", class_="join", **ends), *(_mark(m, x, middle) for m in drawn)]
 
 
 def _mark_range(rows, zero: bool) -> tuple[float, float]:
@@ -462,38 +474,33 @@ def stacked_bars(
         label: of the chart, for readers that do not see it.
         left: pixels for the titles of the rows.
     """
-    step, bar = 38, 22
-    bottom = step * len(rows)
     x = Scale(0, 100, left, NARROW - 64)
     content = []
     for k, (title, parts) in enumerate(rows):
-        top = k * step + (step - bar) / 2
-        total = sum(number for _, number in parts)
-        middle = top + bar / 2 + 4
-        content.append(element("text", title, class_="rowname end", x=left - 12, y=middle))
-        content.append(element("text", f"{total:,.0f}", class_="tick", x=x.end + 8, y=middle))
-        done = 0.0
-        for name, number in parts:
-            if not number:
-                continue
-            share = 100 * number / total
-            begin, end = x(done), x(done + share)
-            done += share
-            content.append(
-                element(
-                    "rect",
-                    class_=f"part {style_of(name)}",
-                    x=begin,
-                    y=top,
-                    width=round(max(end - begin, 0.5), 1),
-                    height=bar,
-                    data_name=f"{title}: {name}",
-                    data_text=f"{number:,.0f} of {total:,.0f} {unit} ({share:.1f} %)",
-                )
-            )
-            if end - begin > 34:
-                centre = (begin + end) / 2
-                content.append(
-                    element("text", f"{share:.0f} %", class_="inbar middle", x=centre, y=middle)
-                )
-    return _svg("bars", label, content, NARROW, bottom)
+        top, total = BAR_STEP * k, sum(number for _, number in parts)
+        y = top + BAR_STEP / 2 + 4
+        content.append(element("text", title, class_="rowname end", x=left - 12, y=y))
+        content += _bar(title, parts, x, top + (BAR_STEP - BAR) / 2, style_of, unit)
+        content.append(element("text", f"{total:,.0f}", class_="tick", x=x.end + 8, y=y))
+    return _svg("bars", label, content, NARROW, BAR_STEP * len(rows))
+
+
+def _bar(title: str, parts, x: Scale, top: float, style_of, unit: str) -> list[Html]:
+    content, total, done = [], sum(number for _, number in parts), 0.0
+    for name, number in parts:
+        if not number:
+            continue
+        share = 100 * number / total
+        begin, end = x(done), x(done + share)
+        done += share
+        place = {"x": begin, "y": top, "width": round(max(end - begin, 0.5), 1), "height": BAR}
+        told = {
+            "data_name": f"{title}: {name}",
+            "data_text": f"{number:,.0f} of {total:,.0f} {unit} ({share:.1f} %)",
+        }
+        content.append(element("rect", class_=f"part {style_of(name)}", **place, **told))
+        if end - begin > 38:  # room for "88 %"
+            at = {"x": (begin + end) / 2, "y": top + BAR / 2 + 4}
+            style = f"inbar middle on-{style_of(name)}"
+            content.append(element("text", f"{share:.0f} %", class_=style, **at))
+    return content

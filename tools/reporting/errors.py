@@ -93,8 +93,8 @@ def _about(run: Run) -> str:
     return (
         "Boxes at an IoU of 0.5. Left, what became of each object: a detection of another class at "
         "its place, one of its own class out of place, or nothing at all. Right, what the best "
-        "detections of each class are on, as many as it has objects. A detection of a class that "
-        "is not annotated for its image is in no number."
+        "detections of each class are on, as many as it has objects. Detections of classes that "
+        "are not annotated for their image are left out."
     )
 
 
