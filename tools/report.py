@@ -58,7 +58,7 @@ def parse_args(argv=None):
         metavar="FILE",
         help=f"page to write; default {REPORT} in the first RUN, or here for a record",
     )
-    parser.add_argument("--title", help="of the page; default: the names of the runs")
+    parser.add_argument("--title", help="of the page; default: the labels of the runs")
     return parser.parse_args(argv)
 
 
@@ -67,7 +67,7 @@ def report(arguments: list[str], title: str | None = None) -> str:
 
     Args:
         arguments: ``[LABEL=]PATH`` of run folders or records.
-        title: of the page; None: the names of the runs.
+        title: of the page; None: the labels of the runs.
 
     Raises:
         MissingFileError, DataError: see `reporting.runs.read_runs`.

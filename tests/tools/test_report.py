@@ -269,7 +269,7 @@ def test_protocols_that_differ_are_said_and_not_compared(detection, tmp_path):
     write_record(file, record)
     page = tool.report([str(detection.worse), str(file)])
     trust = text_of(section(page, "trust"))
-    assert "record: another protocol than worse." in trust
+    assert "record: not the protocol of worse." in trust
     assert "worse and record were measured under different protocols" in trust
 
 
@@ -478,6 +478,28 @@ def test_two_runs_are_compared(detection):
     largest = np.abs(values[1] - values[0]).max()
     assert f"+{largest:.1f}" in text_of(classes) and "Classes that moved most" in classes
     assert "In nothing but OUTPUT_DIR and SEED." in text_of(section(page, "provenance"))
+
+
+def test_runs_whose_records_hold_less_than_the_first(detection, tmp_path):
+    record = record_of(detection.better)
+    for column in ("bbox/AP", "train_images", "group"):
+        del record["per_class"][column]
+    write_record(tmp_path / "less.json", record)
+    page = tool.report([str(detection.worse), str(tmp_path / "less.json")])
+    classes = section(page, "classes")
+    assert len(re.findall('class="point', classes)) == 6
+    assert "No class has a value in both runs." in classes
+    assert "no numbers of training examples" in classes
+    assert "less: not the groups of classes of worse." in section(page, "trust")
+
+
+def test_many_runs_have_a_short_title_and_few_lists(detection, tmp_path):
+    file = tmp_path / "a.json"
+    shutil.copy(detection.worse / f"results/{detection.name}.json", file)
+    page = tool.report([f"run {k}={file}" for k in range(8)])
+    assert "<h1>8 runs compared</h1>" in page and "<td" in page
+    assert page.count("Classes that moved most: ") == 3
+    assert len(re.findall(r'<svg class="chart scatter"', section(page, "classes"))) == 8
 
 
 def test_size_of_the_page(detection):

@@ -34,6 +34,8 @@ from reporting.runs import Measure, Run
 
 # Classes in the list of those that moved most.
 MOVED = 12
+# Runs that have such a list; tools/compare.py makes it for any two.
+MOVED_RUNS = 3
 
 
 def classes_section(runs: Sequence[Run], noise: Noise) -> Section:
@@ -44,7 +46,7 @@ def classes_section(runs: Sequence[Run], noise: Noise) -> Section:
     content = [finder(first), parts_switch(first.measures)]
     for measure in first.measures:
         content.append(part(measure, class_scatters(runs, measure)))
-    for run in runs[1:]:
+    for run in runs[1 : 1 + MOVED_RUNS]:
         content.append(element("h3", f"Classes that moved most: {first.label} to {run.label}"))
         content += [part(m, moved_classes(first, run, m, noise)) for m in first.measures]
     listed = class_table(runs)
@@ -66,49 +68,46 @@ def finder(run: Run) -> Html:
 
 def class_scatters(runs: Sequence[Run], measure: Measure) -> list:
     """One scatter a run, on the same axes."""
-    first = runs[0]
-    if first.size_column() is None:
-        return [note("The record has no numbers of training examples to draw classes against.")]
-    values = [run.values(measure) for run in runs]
-    known = np.concatenate([v[~np.isnan(v)] for v in values])
+    known = np.concatenate([v[~np.isnan(v)] for v in (run.values(measure) for run in runs)])
     if not len(known):
         return [note(f"No class has a value in {measure.title}.")]
     y = Scale(*_value_range(known), HEIGHT - BOTTOM, TOP)
-    charts = []
-    for run, own in zip(runs, values, strict=True):
-        size, x = size_axis(run, WIDE if len(runs) == 1 else WIDTH)
-        points = [
-            Point(
-                key=k,
-                x=size[k],
-                y=own[k],
-                group=run.groups[k] if run.groups else "",
-                name=run.names[k],
-                text=class_text(run, k, f"{measure.title} {fixed(own[k])}"),
-            )
-            for k in np.flatnonzero(~np.isnan(own)).tolist()
-        ]
-        chart = scatter(
-            points,
-            x,
-            y,
-            size_title(run),
-            f"{measure.title} (%)",
-            label=f"{measure.title} of each class against its {size_title(run)}, {run.label}",
-            levels=_levels(run, size, own),
-        )
+    cells = []
+    for run in runs:
         title = element("h4", run.label) if len(runs) > 1 else None
-        charts.append(figure([title, chart], class_="cell"))
-    caption = None
-    if first.groups:
-        caption = element(
-            "p",
-            "One mark is a class; a bar is the mean of a group. ",
-            "Point at a mark, or go through them with the arrow keys, to see its name.",
-            class_="muted",
+        chart = class_scatter(run, measure, y, WIDE if len(runs) == 1 else WIDTH)
+        cells.append(figure([title, chart], class_="cell"))
+    caption = (
+        "One mark is a class; a bar is the mean of a group. Point at a mark, or go through them "
+        "with the arrow keys, to see its name."
+    )
+    return [
+        legend(runs[0]) if runs[0].groups else None,
+        element("div", cells, class_="cells" if len(cells) > 1 else "wide"),
+        element("p", caption, class_="muted"),
+    ]
+
+
+def class_scatter(run: Run, measure: Measure, y: Scale, width: int) -> Html:
+    """The values of the classes of a run against their sizes."""
+    if run.size_column() is None:
+        return note("The record has no numbers of training examples to draw classes against.")
+    size, x = size_axis(run, width)
+    values = run.values(measure)
+    points = [
+        Point(
+            key=k,
+            x=size[k],
+            y=values[k],
+            group=run.groups[k] if run.groups else "",
+            name=run.names[k],
+            text=class_text(run, k, f"{measure.title} {fixed(values[k])}"),
         )
-    wide = "cells" if len(charts) > 1 else "wide"
-    return [legend(first) if first.groups else None, element("div", charts, class_=wide), caption]
+        for k in np.flatnonzero(~np.isnan(values)).tolist()
+    ]
+    label = f"{measure.title} of each class against its {size_title(run)}, {run.label}"
+    levels, title = _levels(run, size, values), f"{measure.title} (%)"
+    return scatter(points, x, y, size_title(run), title, label=label, levels=levels)
 
 
 def _value_range(known: np.ndarray) -> tuple[float, float]:

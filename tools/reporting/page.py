@@ -14,6 +14,7 @@ POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
 )
+NAMED_RUNS = 4  # in the title
 TASKS = {
     "instance": "Detection",
     "classification": "Image classification",
@@ -27,9 +28,11 @@ def page(runs: Sequence[Run], sections: Sequence[Section], title: str | None = N
     Args:
         runs: at least one.
         sections: in the order of the page.
-        title: None: the labels of the runs.
+        title: None: the labels of the runs, or their number if there are many.
     """
-    title = title or ", ".join(run.label for run in runs)
+    if not title:
+        named = len(runs) <= NAMED_RUNS
+        title = ", ".join(r.label for r in runs) if named else f"{len(runs)} runs compared"
     head = [
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),

@@ -189,7 +189,9 @@ class Run:
         return class_values(self.record, self.size_column())
 
     def values(self, measure: Measure) -> np.ndarray:
-        """(C,) values; NaN: a class without one."""
+        """(C,) values; NaN: a class without one, and all classes of a record without any."""
+        if measure.column not in self.record["per_class"]:
+            return np.full(len(self.names), np.nan)
         return class_values(self.record, measure.column)
 
     def total(self, column: str) -> float:

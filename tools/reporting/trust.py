@@ -139,14 +139,14 @@ def _test_size_check(run: Run) -> list[tuple[str, str]]:
 
 def _checks_between(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found = []
-    for what, fields in (("protocol", "protocol"), ("training class counts", "counts_fingerprint")):
-        values = [
-            r.record["protocol"] if fields == "protocol" else r.record["run"].get(fields)
-            for r in runs
-        ]
+    for what, values in (
+        ("protocol", [r.record["protocol"] for r in runs]),
+        ("training class counts", [r.record["run"].get("counts_fingerprint") for r in runs]),
+        ("groups of classes", [r.groups for r in runs]),
+    ):
         others = [r.label for r, v in zip(runs, values, strict=True) if v != values[0]]
         if others:
-            found.append(("warn", f"{', '.join(others)}: another {what} than {runs[0].label}."))
+            found.append(("warn", f"{', '.join(others)}: not the {what} of {runs[0].label}."))
         elif values[0] is not None:
             found.append(("good", f"All runs have the same {what}."))
     return found
