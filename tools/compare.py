@@ -191,6 +191,24 @@ def _images_by_part(record, folder):
 # ------------------------------------------------------------------ Markdown
 
 
+def summary_text(parts):
+    """What differs beyond noise, in one line; "" where nothing is known."""
+    judged = [
+        (column_title(f"{found.part}/{metric_name(found.part, name)}"), group)
+        for found in parts
+        if found.comparison is not None
+        for name, group in found.comparison.groups.items()
+        if not math.isnan(group.difference)
+    ]
+    if not judged:
+        return ""
+    beyond = [f"{title} {group.difference:+.2f}" for title, group in judged if group.beyond_noise]
+    chance = f"by chance alone about {(1 - CONFIDENCE) * len(judged):.1f} would be"
+    if not beyond:
+        return f"**None of {len(judged)} metrics differs beyond noise.**"
+    return f"**Beyond noise, B - A: {', '.join(beyond)}** (of {len(judged)} metrics; {chance})."
+
+
 def side_text(name, runs):
     """ "A: softmax (2 runs, seed 1, 2)" """
     labels = list(dict.fromkeys(default_label(record) for record, _ in runs))
@@ -245,8 +263,8 @@ def chance_text(comparison):
 
 
 def class_order(comparison):
-    """Judged classes, those that moved most first."""
-    judged = np.flatnonzero(comparison.judged)
+    """Judged classes that moved, those that moved most first."""
+    judged = np.flatnonzero(comparison.judged & (comparison.difference != 0))
     moved = np.abs(comparison.difference[judged])
     return judged[np.argsort(-moved, kind="stable")]
 
@@ -311,7 +329,8 @@ def noise_text(found):
 def report(dataset, runs_a, runs_b, parts, top):
     """Markdown of one test set."""
     protocol = ", ".join(f"{k} {v}" for k, v in runs_a[0][0]["protocol"].items() if v is not None)
-    blocks = [f"# {dataset}", f"{side_text('A', runs_a)}  \n{side_text('B', runs_b)}", protocol]
+    sides = f"{side_text('A', runs_a)}  \n{side_text('B', runs_b)}"
+    blocks = [block for block in (f"# {dataset}", sides, protocol, summary_text(parts)) if block]
     for found in parts:
         columns = found.records[0][0]["per_class"]
         sections = [f"## {found.part}", markdown(group_lines(found), left=1), noise_text(found)]

@@ -18,6 +18,8 @@ What an interval covers and what not:
 - A class without ground truth in a resample is left out of the group mean of that resample.
 - A class that few test images hold has an interval that is too narrow, for its resamples repeat
   those images: with one image it has no width. No verdict is given below `MIN_IMAGES`.
+- Percentiles of few images are a little narrow. Of classes of two simulated detectors that
+  differ by chance alone, with 8 to 60 images each, 6 to 7 % were beyond 95 % intervals, not 5 %.
 - It is about test sets of this size. A set of another size has another AP on average.
 """
 
@@ -32,8 +34,10 @@ import numpy as np
 import torch
 
 from lt_det.errors import DataError
+from lt_det.evaluation.classification_metrics import SHOTS
 from lt_det.evaluation.groups import GROUPS, check_groups
 from lt_det.evaluation.per_image import PerImage
+from lt_det.evaluation.sem_seg_metrics import SIZES
 
 # The mean over all classes, among the groups.
 ALL = "all"
@@ -45,11 +49,12 @@ FALSE_DISCOVERY_RATE = 0.05
 _BLOCK = 2**22
 _MAX_RESAMPLES_OF_BLOCK = 500
 # What the groups are called in the metrics of a record.
+_DETECTION = {ALL: "AP", **{letter: f"AP{letter}" for letter in GROUPS}}
 _METRICS = {
-    "bbox": {ALL: "AP", "r": "APr", "c": "APc", "f": "APf"},
-    "segm": {ALL: "AP", "r": "APr", "c": "APc", "f": "APf"},
-    "classification": {ALL: "mean_class", "r": "few", "c": "medium", "f": "many"},
-    "sem_seg": {ALL: "mIoU", "r": "mIoU_tail", "c": "mIoU_common", "f": "mIoU_head"},
+    "bbox": _DETECTION,
+    "segm": _DETECTION,
+    "classification": {ALL: "mean_class", **{letter: name for name, letter in SHOTS.items()}},
+    "sem_seg": {ALL: "mIoU", **{letter: f"mIoU_{name}" for name, letter in SIZES.items()}},
 }
 
 

@@ -45,10 +45,11 @@ def read_class_predictions(
     """
     names = ("image_ids", "labels", "top_classes", "top_scores")
     arrays = read_arrays(path, names, others=scores)
-    labels, top = arrays["labels"], arrays["top_classes"]
-    if labels.ndim != 1 or top.ndim != 2 or len(top) != len(labels):
+    ids, labels, top = (arrays[name] for name in ("image_ids", "labels", "top_classes"))
+    if labels.ndim != 1 or top.ndim != 2 or not len(top) == len(labels) == len(ids):
         raise DataError(
-            f"{path}: labels of shape {labels.shape} and top_classes of shape {top.shape}"
+            f"{path}: image_ids of shape {ids.shape}, labels of shape {labels.shape} and "
+            f"top_classes of shape {top.shape}"
         )
     _check_classes(path, "labels", labels, num_classes)
     _check_classes(path, "top_classes", top, num_classes)

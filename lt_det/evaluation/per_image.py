@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import embedding_bag
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.arrays import read_arrays
@@ -26,17 +25,12 @@ from lt_det.evaluation.lvis_api import matches_path
 from lt_det.evaluation.lvis_matching import Matches
 from lt_det.evaluation.results import class_values
 from lt_det.evaluation.sem_seg_predictions import IMAGES_FILE
+from lt_det.evaluation.weighted_ap import WeightSums, make_chunks
 
-# Percent; JSON keeps all digits, but sums may be taken in another order.
-_SAME = 1e-6
-# Thresholds of recall as lvis.LVISEval has them; AP is the mean precision over them.
-_RECALLS = np.linspace(0, 1, 101)
-# Some are a rounding error above j / 100, and not reached by a recall of exactly j / 100.
-_LATE = (_RECALLS > np.arange(101) / 100).astype(np.float32)
-# Events times classes of a chunk; with 500 weightings an array of 2 MB of float32.
-_CHUNK = 1024
 # With more objects of a class than this, 100 times their sum is not exact in float32.
 _FLOAT32_OBJECTS = 2**16
+# Percent; JSON keeps all digits, but sums may be taken in another order.
+_SAME = 1e-6
 
 
 class PerImage(Protocol):
@@ -116,7 +110,7 @@ def read_images_of_record(folder: str | os.PathLike, record: Mapping) -> list[Pe
         MissingFileError: the folder lacks the files of a part of the record.
         DataError: a file cannot be read, or is of another evaluation than the record.
     """
-    found = read_per_image(folder, len(record["per_class"]["name"]))
+    found = read_per_image(folder, len(record["per_class"].get("name", ())))
     found = [images for images in found if images.part in record["metrics"]]
     missing = set(record["metrics"]) - {images.part for images in found}
     if missing:
@@ -125,44 +119,24 @@ def read_images_of_record(folder: str | os.PathLike, record: Mapping) -> list[Pe
             f"{record['dataset']} has; evaluate the run again to have it"
         )
     for images in found:
-        column = f"{images.part}/{images.column}"
-        values = images.class_values(torch.ones(len(images.image_ids), 1, dtype=torch.float64))
-        recorded = class_values(record, column)
-        other = np.flatnonzero(np.abs(values[:, 0] - recorded) > _SAME)
-        if len(other):
-            k = other[0]
-            raise DataError(
-                f"the files in {os.fspath(folder)} are of another evaluation than the record of "
-                f"{record['dataset']}: {column} of class {record['per_class']['name'][k]!r} is "
-                f"{values[k, 0]:.3f} there and {recorded[k]:.3f} in the record"
-            )
+        _check_recorded(images, record, os.fspath(folder))
     return found
 
 
-class _Sums:
-    """Sums of the weights of images, by bag.
-
-    Args:
-        bags: (N,) ints 0..K-1, the sum that ...
-        images: (N,) ints, ... this image enters.
-        num_bags: K.
-        amounts: (N,) what the weight is multiplied with; None: 1.
-    """
-
-    def __init__(self, bags, images, num_bags: int, amounts=None):
-        order = np.argsort(bags, kind="stable")
-        starts = np.searchsorted(bags[order], np.arange(num_bags))
-        self._starts = torch.from_numpy(starts)
-        self._images = torch.from_numpy(images[order].astype(np.int64))
-        self._amounts = None if amounts is None else torch.from_numpy(amounts[order])
-
-    def __call__(self, weights: torch.Tensor) -> np.ndarray:
-        """(K, B) of (I, B) weights."""
-        amounts = None if self._amounts is None else self._amounts.to(weights.dtype)
-        sums = embedding_bag(
-            self._images, weights, self._starts, mode="sum", per_sample_weights=amounts
+def _check_recorded(images: PerImage, record: Mapping, folder: str) -> None:
+    """Raise DataError unless the class values are those of the record."""
+    column = f"{images.part}/{images.column}"
+    values = images.class_values(torch.ones(len(images.image_ids), 1, dtype=torch.float64))[:, 0]
+    recorded = class_values(record, column)
+    held = np.isin(np.arange(images.num_classes), images.truth_class)
+    same = np.where(held, np.abs(values - recorded) <= _SAME, np.isnan(recorded))
+    if not same.all():
+        k = int(np.argmin(same))
+        raise DataError(
+            f"the files in {folder} are of another evaluation than the record of "
+            f"{record['dataset']}: {column} of class {record['per_class']['name'][k]!r} is "
+            f"{values[k]:.3f} there and {recorded[k]:.3f} in the record"
         )
-        return sums.numpy()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -178,8 +152,8 @@ class DetectionImages:
     several detections of one image have one score, those of its copies would take turns in such
     a set. Here each stays beside its own copies.)
 
-    Precision matters only at true positives, which are few: what lies between two of them is
-    added up once for all thresholds.
+    What the limits of the protocol have left out stays out: a limit per class over the whole set
+    is not drawn anew for a resample.
 
     Args:
         matches: of a task.
@@ -194,13 +168,12 @@ class DetectionImages:
         counted = ~matches.gt_ignored[0]
         gt_image = matches.gt_image[counted].astype(np.int64)
         gt_class = matches.gt_class[counted].astype(np.int64)
-        self._objects = _Sums(gt_class, gt_image, self.num_classes)
+        self._objects = WeightSums(gt_class, gt_image, self.num_classes)
         self._most_objects = np.bincount(gt_class, minlength=1).max()
         self.truth_image, self.truth_class = _unique_pairs(
             gt_image, gt_class, len(self.image_ids), self.num_classes
         )
-        self._thresholds = len(matches.thresholds)
-        self._chunks = _chunks(matches, np.unique(gt_class), len(self.image_ids))
+        self._chunks = make_chunks(matches, np.unique(gt_class), len(self.image_ids))
 
     def class_values(self, weights: torch.Tensor) -> np.ndarray:
         """(C, B) AP in percent; NaN: no object. See :class:`PerImage`."""
@@ -228,112 +201,6 @@ def read_detection(path: str | os.PathLike, num_classes: int) -> DetectionImages
     return DetectionImages(matches)
 
 
-class _Chunk:
-    """Detections of K classes with about equally many events, which are computed together.
-
-    An event is a detection that is a true positive at some threshold, or counts at some and is
-    ignored at others. What is between two events is a false positive at all thresholds, or
-    ignored at all. Classes with fewer than E events are filled up with events of weight zero.
-
-    Args:
-        classes: (K,) class ids.
-        events: (E, K) numbers of the events of each class, by falling score; -1 fills up.
-        event_image: (V,) image of each event.
-        is_tp, counts: (T, V) bool, true positive, not ignored.
-        plain_event, plain_image: (N,) the next event after each plain false positive of any
-            class, ascending, and its image.
-        num_images: I.
-    """
-
-    def __init__(
-        self, classes, events, event_image, is_tp, counts, plain_event, plain_image, num_images
-    ):
-        self.classes = classes
-        filled = events < 0
-        self._event_image = torch.from_numpy(np.where(filled, num_images, event_image[events]))
-        self._is_tp = (is_tp[:, events] & ~filled)[..., None]
-        self._counts = (counts[:, events] & ~filled)[..., None]
-        # The plain detections before each event: a range of the ascending `plain_event`.
-        first = np.searchsorted(plain_event, events.ravel(), side="left")
-        length = np.searchsorted(plain_event, events.ravel(), side="right") - first
-        length[filled.ravel()] = 0
-        bags = np.repeat(np.arange(events.size), length)
-        place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        self._plain = _Sums(bags, plain_image[first[bags] + place], events.size)
-
-    def ap(self, weights: torch.Tensor, objects: np.ndarray) -> np.ndarray:
-        """(K, B) AP as a fraction, of (I + 1, B) weights and (K, B) sums of weighted objects."""
-        weight = weights[self._event_image].numpy()
-        plain = self._plain(weights).reshape(weight.shape)
-        objects = np.maximum(objects, 1)
-        ap = np.zeros_like(objects)
-        for is_tp, counts in zip(self._is_tp, self._counts, strict=True):
-            tp = _running(np.add, weight * is_tp)
-            detections = _running(np.add, plain + weight * counts)
-            np.maximum(detections, 1, out=detections)  # where there is none, there is no tp
-            precision = np.divide(tp, detections, out=detections)
-            # Highest precision at this recall or a larger one.
-            _running(np.maximum, precision[::-1])
-            recalls = _recalls_reached(tp, objects)
-            precision[1:] *= recalls[1:] - recalls[:-1]
-            precision[0] *= recalls[0]
-            ap += precision.sum(axis=0)
-        return ap / (len(self._is_tp) * len(_RECALLS))
-
-
-def _chunks(matches: Matches, classes: np.ndarray, num_images: int) -> list[_Chunk]:
-    """The detections of `classes` that matter, in chunks."""
-    matched, ignored = matches.matched[0], matches.ignored[0]
-    is_tp, counts = matched & ~ignored, ~ignored
-    wanted = np.isin(matches.det_class, classes)
-    event = wanted & (is_tp.any(axis=0) | (counts.any(axis=0) & ~counts.all(axis=0)))
-    places = np.flatnonzero(event)
-    if not len(places):
-        return []
-    event_class = matches.det_class[places]
-    # The next event after each detection; after the last one of a class nothing matters.
-    following = np.minimum(np.cumsum(event), len(places) - 1)
-    plain = wanted & ~event & counts.all(axis=0)
-    plain &= event_class[following] == matches.det_class
-    plain &= places[following] > np.arange(len(following))
-    shared = {
-        "event_image": matches.det_image[places].astype(np.int64),
-        "is_tp": is_tp[:, places],
-        "counts": counts[:, places],
-        "plain_event": following[plain],
-        "plain_image": matches.det_image[plain],
-        "num_images": num_images,
-    }
-    classes, first, sizes = np.unique(event_class, return_index=True, return_counts=True)
-    order = np.argsort(-sizes, kind="stable")
-    chunks = []
-    while len(order):
-        most = sizes[order[0]]
-        part, order = np.split(order, [max(1, _CHUNK // most)])
-        at = np.arange(most)[:, None]
-        events = np.where(at < sizes[part], first[part] + at, -1)
-        chunks.append(_Chunk(classes[part], events, **shared))
-    return chunks
-
-
-def _running(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """``operation.accumulate`` along the first axis, in place; 30 times as fast where rows are."""
-    for last, row in zip(values[:-1], values[1:], strict=True):
-        operation(row, last, out=row)
-    return values
-
-
-def _recalls_reached(tp: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """How many of the 101 thresholds are at most ``tp / objects``, for whole numbers."""
-    hundredfold = 100 * tp
-    percent = np.floor(hundredfold / objects)
-    late = _LATE.astype(tp.dtype)[percent.astype(np.intp)]
-    late *= percent * objects == hundredfold
-    percent += 1
-    percent -= late
-    return percent
-
-
 # ---------------------------------------------------------------------------------------------
 # Classification and segmentation
 # ---------------------------------------------------------------------------------------------
@@ -358,8 +225,8 @@ class ClassificationImages:
         self.truth_image = np.arange(len(labels))
         self.truth_class = np.asarray(labels)
         hits = np.flatnonzero(correct)
-        self._hits = _Sums(self.truth_class[hits], hits, num_classes)
-        self._images = _Sums(self.truth_class, self.truth_image, num_classes)
+        self._hits = WeightSums(self.truth_class[hits], hits, num_classes)
+        self._images = WeightSums(self.truth_class, self.truth_image, num_classes)
 
     def class_values(self, weights: torch.Tensor) -> np.ndarray:
         """(C, B) accuracy in percent; NaN: no image. See :class:`PerImage`."""
@@ -401,7 +268,7 @@ class SegmentationImages:
         in_labels = pixels[1] > 0
         self.truth_image = np.asarray(image)[in_labels].astype(np.int64)
         self.truth_class = np.asarray(classes)[in_labels].astype(np.int64)
-        self._pixels = [_Sums(np.asarray(classes), image, num_classes, row) for row in pixels]
+        self._pixels = [WeightSums(np.asarray(classes), image, num_classes, row) for row in pixels]
         self._never_labelled = np.bincount(self.truth_class, minlength=num_classes) == 0
 
     def class_values(self, weights: torch.Tensor) -> np.ndarray:

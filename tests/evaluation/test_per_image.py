@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lt_det.errors import DataError, MissingFileError
-from lt_det.evaluation import evaluate_lvis, per_image
+from lt_det.evaluation import evaluate_lvis, per_image, weighted_ap
 from lt_det.evaluation.arrays import write_arrays
 from lt_det.evaluation.classification_metrics import class_accuracy
 from lt_det.evaluation.per_image import (
@@ -148,8 +148,12 @@ def test_files_are_checked_against_their_record(tmp_path):
     assert [images.part for images in read_images_of_record(folder, record)] == ["bbox"]
     with pytest.raises(MissingFileError, match="has no file of segm, which the record"):
         read_images_of_record(folder, {**record, "metrics": {"bbox": {}, "segm": {}}})
-    record["per_class"]["bbox/AP"][4] += 0.01
-    with pytest.raises(DataError, match="of another evaluation .*AP of class 'class 4'"):
+    for value in (record["per_class"]["bbox/AP"][4] + 0.01, None):
+        record["per_class"]["bbox/AP"][4] = value
+        with pytest.raises(DataError, match="of another evaluation .*AP of class 'class 4'"):
+            read_images_of_record(folder, record)
+    record["per_class"] = {}
+    with pytest.raises(DataError, match="matches_bbox.npz is of 9 classes, not 0"):
         read_images_of_record(folder, record)
 
 
@@ -158,7 +162,7 @@ def test_recalls_that_meet_a_threshold_count_as_lvis_counts_them(objects):
     found = np.arange(objects + 1.0)
     expected = np.searchsorted(np.linspace(0, 1, 101), found / objects, side="right")
     for kind in (np.float32, np.float64):
-        reached = per_image._recalls_reached(found.astype(kind), np.array(objects, kind))
+        reached = weighted_ap._recalls_reached(found.astype(kind), np.array(objects, kind))
         assert reached.tolist() == expected.tolist()
 
 
@@ -166,7 +170,7 @@ def test_recalls_that_meet_a_threshold_count_as_lvis_counts_them(objects):
 def test_how_classes_are_put_together_changes_nothing(size, monkeypatch):
     matches, weights = random_matches(5), torch.from_numpy(random_weights(5)).double()
     expected = DetectionImages(matches).class_values(weights)
-    monkeypatch.setattr(per_image, "_CHUNK", size)
+    monkeypatch.setattr(weighted_ap, "_CHUNK", size)
     np.testing.assert_array_equal(DetectionImages(matches).class_values(weights), expected)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from lt_det.evaluation import LongTailClassificationEvaluator, LongTailSemSegEvaluator
 from lt_det.evaluation.bootstrap import paired_bootstrap
 from lt_det.evaluation.per_image import read_per_image
-from lt_det.evaluation.results import read_record, write_record
+from lt_det.evaluation.results import add_run_info, read_record, write_record
 from tests.evaluation.lvis_runs import CLASSES, DATASET, ground_truth, predictions, write_run
 from tests.tools.load import load_tool
 
@@ -54,13 +56,21 @@ def test_seeds_of_one_detector_do_not_differ_beyond_noise(capsys, runs):
     assert code == 0
     assert set(verdicts(out).values()) == {"no difference beyond noise"}
     assert list(verdicts(out)) == ["box AP", "box APr", "box APc", "box APf"]
+    assert "**None of 4 metrics differs beyond noise.**" in out
     assert "0 remain if at most 5% of them" in out
     assert "not the seed of the training: A and B are one run each" in out
+
+
+def test_a_run_does_not_differ_from_itself(capsys, runs):
+    _, out, _ = run(capsys, runs / "seed1", runs / "seed1", "--resamples", 20)
+    assert {cells[4] for cells in rows(out, "box AP")} == {"+0.00"}
+    assert "Classes that moved" not in out
 
 
 def test_a_planted_difference_is_found_in_its_group_and_classes(capsys, runs):
     code, out, _ = run(capsys, runs / "seed1", runs / "worse4", "--top", 4)
     assert code == 0
+    assert "**Beyond noise, B - A: box AP" in out and "by chance alone about 0.2 would" in out
     found = verdicts(out)
     found.pop("box AP")  # two of nine classes
     assert found == {
@@ -155,6 +165,102 @@ def test_classes_with_few_test_images_are_listed_apart(capsys, tmp_path):
     _, out, _ = run(capsys, tmp_path / "1", tmp_path / "2", "--resamples", 50)
     assert 0 < few < 6 and "1 classes have fewer than 6 test images" in out
     assert f", {few})." in out and not rows(out, "class 0")
+
+
+def classify(folder, seed, rare):
+    """A run of a classifier that is right in 70 % of the images, of rare classes in `rare`."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.arange(6), 30)
+    right = rng.random(len(labels)) < np.where(labels < 2, rare, 0.7)
+    top = np.where(right, labels, (labels + 1) % 6)
+    scores = torch.nn.functional.one_hot(torch.from_numpy(top), 6).float()
+    evaluator = LongTailClassificationEvaluator(
+        dataset_name="images_val",
+        class_names=[f"class {k}" for k in range(6)],
+        groups=list("rrccff"),
+        output_dir=str(folder / "inference" / "images_val"),
+        distributed=False,
+    )
+    ids = [{"image_id": i, "label": int(k)} for i, k in enumerate(labels)]
+    evaluator.process(ids, [{"scores": s} for s in scores])
+    evaluator.evaluate()
+    return finish(folder, evaluator.record, seed)
+
+
+def segment(folder, seed, rare):
+    """A run of a segmentor that is right in 70 % of the pixels, of rare classes in `rare`."""
+    rng = np.random.default_rng(seed)
+    evaluator = LongTailSemSegEvaluator(
+        dataset_name="maps_val",
+        class_names=[f"class {k}" for k in range(6)],
+        read_labels=lambda image: image["labels"],
+        groups=list("rrccff"),
+        output_dir=str(folder / "inference" / "maps_val"),
+        distributed=False,
+    )
+    labels = np.random.default_rng(0).integers(0, 6, (25, 8, 8))
+    for i, own in enumerate(labels):
+        right = rng.random(own.shape) < np.where(own < 2, rare, 0.7)
+        predicted = np.where(right, own, rng.integers(0, 6, own.shape))
+        image = {"file_name": f"{folder}/images/{i}.png", "labels": own.astype(np.uint8)}
+        evaluator.process([image], [{"sem_seg": torch.from_numpy(predicted)}])
+    evaluator.evaluate()
+    return finish(folder, evaluator.record, seed)
+
+
+def finish(folder, record, seed):
+    record = add_run_info(record, iteration=1, seed=seed, config="a.yaml", weights=None)
+    write_record(folder / "results" / f"{record['dataset']}.json", record)
+    return record["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "titles"),
+    [
+        (classify, {"top-1": "top1", "class mean": "mean_class", "few": "few", "many": "many"}),
+        (segment, {"mIoU": "mIoU", "tail": "mIoU_tail", "head": "mIoU_head"}),
+    ],
+)
+def test_classification_and_segmentation_are_compared(capsys, tmp_path, evaluated, titles):
+    (first,) = evaluated(tmp_path / "a", 1, rare=0.7).values()
+    (worse,) = evaluated(tmp_path / "b", 2, rare=0.2).values()
+    evaluated(tmp_path / "c", 3, rare=0.7)
+    _, out, _ = run(capsys, tmp_path / "a", tmp_path / "b")
+    for title, name in titles.items():
+        cells = rows(out, f"{title} ")[0]
+        assert cells[2:4] == [f"{first[name]:.2f}", f"{worse[name]:.2f}"]
+    tail = next(title for title, name in titles.items() if name in ("few", "mIoU_tail"))
+    assert rows(out, f"{tail} ")[0][-1] == "beyond noise"
+    assert [cells[1] for cells in rows(out, "class ")[-6:][:2]] == [tail, tail]
+    _, out, _ = run(capsys, tmp_path / "a", tmp_path / "c")
+    assert rows(out, f"{tail} ")[0][-1] == "no difference beyond noise"
+
+
+def test_of_a_run_folder_the_last_evaluation_is_compared(capsys, runs, tmp_path):
+    run_folder = changed(runs / "seed2", tmp_path / "run", lambda r: None)
+    best = read_record(run_folder / "results" / f"{DATASET}.json")
+    best["run"]["selection"] = "best on boxes_train"
+    best["metrics"]["bbox"]["AP"] = 99.0
+    path = run_folder / "results" / f"{DATASET}.best.json"
+    write_record(path, best)
+    expected = run(capsys, runs / "seed1", runs / "seed2")
+    assert run(capsys, runs / "seed1", run_folder) == expected
+    assert run(capsys, runs / "seed1", path)[0] == 1
+
+
+def test_what_has_no_value_is_null_in_the_file(capsys, tmp_path):
+    gt = ground_truth(20)
+    gt["annotations"] = [a for a in gt["annotations"] if a["category_id"] > 3]
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), gt, predictions(gt, seed))
+    _, out, _ = run(capsys, tmp_path / "1", tmp_path / "2", "--json", tmp_path / "x.json")
+    part = json.loads((tmp_path / "x.json").read_text())[0]["parts"]["bbox"]
+    assert part["groups"]["APr"] == {
+        **dict.fromkeys(("difference", "low", "high", "value_a", "value_b")),
+        "beyond_noise": False,
+    }
+    assert part["classes"]["low"][:3] == [None] * 3 and not rows(out, "box APr")
+    assert None not in part["classes"]["low"][3:]
 
 
 # ------------------------------------------------------------------ refusals
