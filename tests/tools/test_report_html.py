@@ -87,6 +87,13 @@ def test_logarithmic_ticks_are_few(low, high, expected):
     np.testing.assert_allclose(charts.log_ticks(low, high), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("values", [[0.001], [0.0, 0.0], [-3.0], [1.0, 2.0]])
+def test_a_range_has_room_on_both_sides(values):
+    low, high = charts.linear_range(np.array(values))
+    size = max(map(abs, values)) or 1
+    assert low < min(values) <= max(values) < high and high - low <= 2 * size
+
+
 def test_a_scale_is_linear_in_the_logarithm_and_has_a_place_for_zero():
     scale = charts.Scale(0.4, 400, 0, 300, log=True, zero=0.5)
     assert scale(40) - scale(4) == pytest.approx(100, abs=0.11)  # rounded to a tenth

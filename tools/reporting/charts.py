@@ -114,7 +114,7 @@ def log_range(values: np.ndarray, pad: float = 1.25) -> tuple[float, float]:
 def linear_range(values: np.ndarray, pad: float = 0.06) -> tuple[float, float]:
     """Ends of an axis around `values`, with some room."""
     low, high = float(np.min(values)), float(np.max(values))
-    room = pad * (high - low) if high > low else max(1.0, abs(high)) * 0.5
+    room = pad * (high - low) or 0.5 * abs(high) or 1.0
     return low - room, high + room
 
 
@@ -265,8 +265,6 @@ def line_chart(
     log: bool = False,
     zero_based: bool = False,
     references: Sequence[float] = (),
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
     width: int = WIDTH,
     height: int = HEIGHT,
 ) -> Html | None:
@@ -279,7 +277,6 @@ def line_chart(
         log: the y axis is in decades.
         zero_based: a linear y axis begins at 0.
         references: values of horizontal lines.
-        x_range, y_range: of the axes; None: around the lines and references.
         width, height: of the drawing.
     """
     drawn = [(line, *_drawable(line, log)) for line in lines]
@@ -288,14 +285,12 @@ def line_chart(
         return None
     all_y = np.concatenate([y[np.isfinite(y)] for _, _, y in drawn] + [list(references)])
     all_x = np.concatenate([x for _, x, _ in drawn])
-    low, high = y_range or (log_range(all_y, 1.15) if log else linear_range(all_y))
-    if zero_based:
-        low = 0.0
-    first, last = x_range or (float(all_x.min()), float(all_x.max()))
+    low, high = log_range(all_y, 1.15) if log else linear_range(all_y)
+    first, last = float(all_x.min()), float(all_x.max())
     if last <= first:
         first, last = first - 1, last + 1
     x_scale = Scale(first, last, LEFT, width - RIGHT)
-    y_scale = Scale(low, high, height - BOTTOM, TOP, log)
+    y_scale = Scale(0.0 if zero_based else low, high, height - BOTTOM, TOP, log)
     marks = [_reference(x_scale, y_scale, value) for value in references]
     marks += [_line(line, x, y, x_scale, y_scale) for line, x, y in drawn]
     content = [*_axes(x_scale, y_scale, "iteration", y_title), marks]

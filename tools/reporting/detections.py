@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 
 from lt_det.data import dataset_info, get_records
 from lt_det.errors import DataError
+from lt_det.evaluation.error_analysis import NEAR, SAME_PLACE
 from lt_det.evaluation.lvis_api import evaluate_lvis, matches_path
 from lt_det.evaluation.lvis_matching import Matches
 from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, read_predictions
@@ -26,8 +27,6 @@ HOLDING, FALSE = 2, 2
 WRONG = 3
 # A crop shows this many times the box, and at least this part of the image.
 CONTEXT, LEAST_PART = 3.0, 0.4
-# Overlap from which on a detection lies on an object, and beside it.
-ON, BESIDE = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,11 @@ def where_it_lies(k: int, overlap: np.ndarray, classes: Sequence[int]) -> tuple[
     """
     same = np.array([c == k for c in classes], dtype=bool)
     own, other = (overlap[m].max(initial=0) for m in (same, ~same))
-    if own >= ON and own >= other:
+    if own >= SAME_PLACE and own >= other:
         return "duplicate", k
-    if other >= ON:
+    if other >= SAME_PLACE:
         return "class", int(np.array(classes)[~same][overlap[~same].argmax()])
-    return ("beside", k) if own >= BESIDE else ("background", None)
+    return ("beside", k) if own >= NEAR else ("background", None)
 
 
 # ---- which detections ------------------------------------------------------------------------

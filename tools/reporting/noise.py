@@ -7,6 +7,7 @@ import numpy as np
 from lt_det.errors import LtDetError
 from lt_det.evaluation.bootstrap import (
     ALL,
+    FALSE_DISCOVERY_RATE,
     Comparison,
     Difference,
     bootstrap_groups,
@@ -18,6 +19,7 @@ from reporting.html import Html, element, note
 from reporting.runs import Measure, Run, said_of
 
 RESAMPLES = 1000
+CONFIDENCE = 0.95  # the texts say so
 
 
 class Noise:
@@ -55,7 +57,7 @@ class Noise:
             if isinstance(reason, str) and not any(self.interval(run, m) for m in run.measures):
                 missing.append((run, f"no intervals: {reason}"))
         parts = [note(text) for text in said_of(missing, runs)]
-        if any(self.interval(run, m) for run in runs for m in run.measures):
+        if len(missing) < len(runs):
             text = (
                 f"Small numbers: 95 % intervals of a bootstrap over the test images ({RESAMPLES:,} "
                 "resamples unless the record says otherwise). They cover the choice of the images, "
@@ -80,15 +82,18 @@ class Noise:
         return self._images[run.label]
 
     def _interval(self, run: Run, measure: Measure) -> dict:
-        recorded = (run.record.get("intervals") or {}).get("metrics", {}).get(measure.part)
-        if recorded:
+        intervals = run.record.get("intervals") or {}
+        recorded = intervals.get("metrics", {}).get(measure.part)
+        if recorded and intervals["confidence"] == CONFIDENCE:
             names = {letter: metric_name(measure.part, letter) for letter in (ALL, *measure.groups)}
             found = {letter: recorded.get(name) for letter, name in names.items()}
             return {g: tuple(ends) for g, ends in found.items() if ends and None not in ends}
         images = self._read(run)
         if isinstance(images, str) or measure.part not in images:
             return {}
-        found = bootstrap_groups(images[measure.part], run.groups, resamples=RESAMPLES)
+        found = bootstrap_groups(
+            images[measure.part], run.groups, resamples=RESAMPLES, confidence=CONFIDENCE
+        )
         return {g: (i.low, i.high) for g, i in found.items() if not np.isnan(i.low)}
 
     def _comparison(self, first: Run, other: Run, measure: Measure) -> Comparison | str:
@@ -98,9 +103,11 @@ class Noise:
         for run, side in zip((first, other), sides, strict=True):
             if isinstance(side, str):
                 return f"{run.label}: {side}"
+            if measure.part not in side:
+                return f"{run.label} has no {measure.title}"
+        a, b = (side[measure.part] for side in sides)
         try:
-            a, b = (side[measure.part] for side in sides)
-            return paired_bootstrap(a, b, first.groups, resamples=RESAMPLES)
+            return paired_bootstrap(a, b, first.groups, resamples=RESAMPLES, confidence=CONFIDENCE)
         except LtDetError as error:
             return f"{first.label} and {other.label}: {error}"
 
@@ -115,8 +122,9 @@ def class_verdicts(found: Comparison) -> str:
     judged, beyond = int(found.judged.sum()), int(found.beyond_noise.sum())
     if not judged:
         return "No class is held by enough test images to say whether its difference is noise."
+    by_chance, kept = (1 - CONFIDENCE) * judged, int(found.controlled.sum())
     return (
         f"{beyond} of {judged} classes that enough test images hold differ beyond noise, where "
-        f"{0.05 * judged:.1f} would by chance if no class differed; {int(found.controlled.sum())} "
-        "remain if at most 5 % of those named may be by chance (marked with *)."
+        f"{by_chance:.1f} would by chance if no class differed; {kept} remain if at most "
+        f"{FALSE_DISCOVERY_RATE:.0%} of those named may be by chance (marked with *)."
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from plot_gradient_ratio import drawable, group_ratio_over_time, ratio_over_time
+from plot_gradient_ratio import Statistics, drawable, group_ratio_over_time, ratio_over_time
 
 from lt_det.errors import LtDetError, MissingFileError
 from reporting.charts import (
@@ -99,16 +99,8 @@ def _ratio_charts(run: Run, classes: bool) -> list:
 
 def _history(run: Run, iterations, ratio: np.ndarray, line: float, classes: bool) -> Html | None:
     """Lines of the means of groups, and of classes."""
-    statistics, steps = run.statistics, np.arange(len(iterations))
-    if ratio.shape[1] > MANY_LINES and len(steps) > FEW_POINTS:
-        # The ratio changes most at the start.
-        steps = np.unique(np.geomspace(1, len(steps), FEW_POINTS).round().astype(int) - 1)
-    drawn = []
-    for k, (name, group) in enumerate(zip(statistics.names, statistics.groups, strict=True)):
-        if not classes:
-            break
-        style = f"thin{' many' if ratio.shape[1] > MANY_LINES else ''} g-{group}"
-        drawn.append(Line(name, iterations[steps] + 1, drawable(ratio[steps, k]), style, k, 3))
+    statistics = run.statistics
+    drawn = _class_lines(statistics, iterations, ratio) if classes else []
     means = group_ratio_over_time(ratio, statistics.groups)
     for group, values in means.items():
         if not np.isnan(values).all():
@@ -121,6 +113,18 @@ def _history(run: Run, iterations, ratio: np.ndarray, line: float, classes: bool
         log=True,
         references=[line],
     )
+
+
+def _class_lines(statistics: Statistics, iterations, ratio: np.ndarray) -> list[Line]:
+    steps, style = np.arange(len(iterations)), "thin"
+    if ratio.shape[1] > MANY_LINES:
+        # The ratio changes most at the start.
+        few = np.geomspace(1, len(steps), min(FEW_POINTS, len(steps))).round().astype(int)
+        steps, style = np.unique(few) - 1, "thin many"
+    return [
+        Line(name, iterations[steps] + 1, drawable(ratio[steps, k]), f"{style} g-{group}", k, 3)
+        for k, (name, group) in enumerate(zip(statistics.names, statistics.groups, strict=True))
+    ]
 
 
 def _last_ratios(run: Run, ratio: np.ndarray, line: float) -> Html | None:
@@ -152,7 +156,7 @@ def _last_ratios(run: Run, ratio: np.ndarray, line: float) -> Html | None:
 
 def training_section(runs: Sequence[Run]) -> Section:
     """Losses, learning rate and results over the iterations, all runs in one chart each."""
-    content, read, missing = [run_legend(runs)], [], []
+    content, read, missing = [], [], []
     for k, run in enumerate(runs):
         try:
             read.append((k, run, run.scalars))
@@ -163,7 +167,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     cells.append(_curve(read, "lr", "learning rate", zero_based=True))
     cells = [c for c in cells if c is not None]
     if cells:
-        content.append(element("div", cells, class_="cells small"))
+        content += [run_legend(runs), element("div", cells, class_="cells small")]
     content += [note(text) for text in said_of(missing, runs)]
     content += _evaluations(runs, read)
     return Section("training", "Why: training", "Training", content)
