@@ -493,6 +493,17 @@ def test_runs_whose_records_hold_less_than_the_first(detection, tmp_path):
     assert "less: not the groups of classes of worse." in section(page, "trust")
 
 
+def test_provenance_says_what_the_run_was_made_from(detection):
+    text = text_of(section(tool.report([str(detection.worse)]), "provenance"))
+    record = record_of(detection.worse)
+    assert f"test data{detection.name}" in text
+    assert "largest and smallest class500 and 3 training images" in text
+    assert "seed1" in text and "lossEQLv2" in text and "protocol: ruleslvis" in text
+    assert f"numpy{np.__version__}" in text
+    assert f"date{record['run']['date']}" in text
+    assert "MAX_ITER: 100" in text  # the configuration in full
+
+
 def test_many_runs_have_a_short_title_and_few_lists(detection, tmp_path):
     file = tmp_path / "a.json"
     shutil.copy(detection.worse / f"results/{detection.name}.json", file)

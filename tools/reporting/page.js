@@ -46,9 +46,29 @@ function showMark(mark) {
   showTip(mark.dataset.name, [mark.dataset.text], box.x + box.width / 2, box.y + box.height / 2);
 }
 
-// ---- points: the nearest one to the pointer, or the next one by arrow keys ----
+// A chart is followed by the pointer, and its steps (marks or iterations) by the arrow keys.
+function follow(chart, steps, point, show) {
+  let at = -1;
+  chart.addEventListener("pointermove", point);
+  chart.addEventListener("pointerdown", point);
+  chart.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hideTip(); });
+  chart.addEventListener("blur", hideTip);
+  chart.addEventListener("keydown", (event) => {
+    const last = steps - 1;
+    const to = {
+      ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last,
+    }[event.key];
+    if (event.key === "Escape") hideTip();
+    if (to === undefined || last < 0) return;
+    event.preventDefault();
+    at = Math.min(Math.max(to, 0), last);
+    show(at);
+  });
+}
 
-function nearest(marks, x, y, reach) {
+// ---- points ----
+
+function nearestMark(marks, x, y, reach) {
   let best = null, least = reach;
   for (const mark of marks) {
     const box = mark.getBoundingClientRect();
@@ -61,83 +81,57 @@ function nearest(marks, x, y, reach) {
 
 function followPoints(chart) {
   const marks = all("[data-text]", chart);
-  let at = -1;
   const point = (event) => {
-    const mark = nearest(marks, event.clientX, event.clientY, event.pointerType === "touch" ? 40 : 16);
+    const reach = event.pointerType === "touch" ? 40 : 16;
+    const mark = nearestMark(marks, event.clientX, event.clientY, reach);
     if (mark) showMark(mark); else hideTip();
   };
-  chart.addEventListener("pointermove", point);
-  chart.addEventListener("pointerdown", point);
-  chart.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hideTip(); });
-  chart.addEventListener("blur", hideTip);
-  chart.addEventListener("keydown", (event) => {
-    const last = marks.length - 1;
-    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last }[event.key];
-    if (event.key === "Escape") hideTip();
-    if (to === undefined || last < 0) return;
-    event.preventDefault();
-    at = Math.min(Math.max(to, 0), last);
-    showMark(marks[at]);
-  });
+  follow(chart, marks.length, point, (k) => showMark(marks[k]));
 }
 
-// ---- lines: all values at one iteration; thin lines show their own name ----
+// ---- lines: all values at one iteration; the thin line of a class says its name ----
+
+function nearestIndex(values, wanted) {
+  const closer = (best, v, i) => (Math.abs(v - wanted) < Math.abs(values[best] - wanted) ? i : best);
+  return values.reduce(closer, 0);
+}
 
 function followLines(chart) {
-  const main = all("path.line:not(.thin)", chart).map((path) => ({
+  const lines = all("path.line:not(.thin)", chart).map((path) => ({
     name: path.dataset.name,
     x: path.dataset.x.split(",").map(Number),
     y: path.dataset.y.split(",").map(Number),
   }));
+  if (!lines.length) return;
   const frame = chart.querySelector(".axis");
   const left = Number(frame.getAttribute("x1")), right = Number(frame.getAttribute("x2"));
-  const axis = chart.querySelectorAll(".tickmark");
-  if (!main.length || !axis.length) return;
-  const xs = [...new Set(main.flatMap((line) => line.x))].sort((a, b) => a - b);
+  const xs = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const low = xs[0], high = xs[xs.length - 1];
-  let at = xs.length - 1;
 
-  function show(index, clientY) {
-    at = Math.min(Math.max(index, 0), xs.length - 1);
-    const value = xs[at];
-    const pixel = high > low ? left + ((value - low) / (high - low)) * (right - left) : (left + right) / 2;
+  function show(k, clientY, more = []) {
+    const part = high > low ? (xs[k] - low) / (high - low) : 0.5;
+    const pixel = left + part * (right - left);
+    const place = { class: "cursor", x1: pixel, x2: pixel, y1: 24, y2: frame.getAttribute("y1") };
     all(".cursor").forEach((line) => line.remove());
     const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    for (const [name, v] of [["class", "cursor"], ["x1", pixel], ["x2", pixel], ["y1", 24], ["y2", frame.getAttribute("y1")]]) {
-      cursor.setAttribute(name, v);
-    }
+    Object.entries(place).forEach(([name, value]) => cursor.setAttribute(name, value));
     chart.append(cursor);
-    const rows = main.map((line) => {
-      const k = line.x.reduce((best, v, i) => Math.abs(v - value) < Math.abs(line.x[best] - value) ? i : best, 0);
-      return `${line.name}: ${line.y[k]}`;
-    });
+    const rows = lines.map((line) => `${line.name}: ${line.y[nearestIndex(line.x, xs[k])]}`);
     const box = cursor.getBoundingClientRect();
-    showTip(`iteration ${Math.round(value).toLocaleString("en")}`, rows, box.x, clientY ?? box.y + 40);
+    const title = `iteration ${Math.round(xs[k]).toLocaleString("en")}`;
+    showTip(title, [...rows, ...more], box.x, clientY ?? box.y + 40);
   }
+
   const point = (event) => {
-    const thin = document.elementsFromPoint(event.clientX, event.clientY).find((e) => e.matches("path.thin"));
-    light(thin ? thin.dataset.key : null);
+    const under = document.elementsFromPoint(event.clientX, event.clientY);
+    const thin = under.find((mark) => mark.matches("path.thin"));
+    if (!root.classList.contains("searching")) light(thin?.dataset.key);
     const box = chart.getBoundingClientRect();
     const x = ((event.clientX - box.x) / box.width) * chart.viewBox.baseVal.width;
-    const value = low + ((x - left) / (right - left)) * (high - low);
-    show(xs.reduce((best, v, i) => Math.abs(v - value) < Math.abs(xs[best] - value) ? i : best, 0), event.clientY);
-    if (thin) {
-      const row = document.createElement("div");
-      row.textContent = thin.dataset.name;
-      tip.append(row);
-    }
+    const wanted = low + ((x - left) / (right - left)) * (high - low);
+    show(nearestIndex(xs, wanted), event.clientY, thin ? [thin.dataset.name] : []);
   };
-  chart.addEventListener("pointermove", point);
-  chart.addEventListener("pointerdown", point);
-  chart.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hideTip(); });
-  chart.addEventListener("blur", hideTip);
-  chart.addEventListener("keydown", (event) => {
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: xs.length - 1 }[event.key];
-    if (event.key === "Escape") hideTip();
-    if (to === undefined) return;
-    event.preventDefault();
-    show(to);
-  });
+  follow(chart, xs.length, point, show);
 }
 
 all(".chart").forEach((chart) => (chart.matches(".lines") ? followLines : followPoints)(chart));
@@ -157,7 +151,7 @@ if (first) choose(first.dataset.part);
 
 const finder = document.getElementById("finder");
 if (finder) {
-  const keys = new Map(all("[data-key]").map((mark) => [mark.dataset.class ?? mark.dataset.name, mark.dataset.key]));
+  const keys = new Map(all("[data-key]").map((mark) => [mark.dataset.name, mark.dataset.key]));
   finder.addEventListener("input", () => {
     const key = keys.get(finder.value);
     root.classList.toggle("searching", key !== undefined);

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import yaml
 
 from lt_det.errors import LtDetError
 from reporting.html import NO_VALUE, Html, element, note, sentence, table
-from reporting.parts import Section
+from reporting.parts import Section, size_title
 from reporting.runs import Run, config_differences
 
 # Title -> key of the "run" part of a record.
@@ -46,7 +47,11 @@ def provenance_section(runs: Sequence[Run]) -> Section:
 
 def provenance_table(runs: Sequence[Run]) -> Html:
     """A column a run."""
-    rows = [["data set", *(r.record["dataset"] for r in runs)]]
+    rows = [
+        ["test data", *(r.record["dataset"] for r in runs)],
+        ["training data", *map(_training_sets, runs)],
+        ["largest and smallest class", *map(_extremes, runs)],
+    ]
     for title, key in FIELDS.items():
         values = [r.record["run"].get(key) for r in runs]
         if any(v is not None for v in values):
@@ -60,6 +65,20 @@ def provenance_table(runs: Sequence[Run]) -> Html:
     rows.append(["record", *(str(r.file) for r in runs)])
     head = ["", *(r.label for r in runs)]
     return table(head, rows, text_columns=len(head), class_="facts")
+
+
+def _training_sets(run: Run) -> str:
+    try:
+        return _text(run.config["DATASETS"]["TRAIN"])
+    except (LtDetError, KeyError, TypeError):
+        return NO_VALUE
+
+
+def _extremes(run: Run) -> str:
+    if run.size_column() is None:
+        return NO_VALUE
+    size = run.sizes()
+    return f"{np.nanmax(size):,.0f} and {np.nanmin(size):,.0f} {size_title(run)}"
 
 
 def _versions(run: Run) -> dict:
@@ -81,7 +100,7 @@ def _text(value) -> str:
         return NO_VALUE
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _differences(runs: Sequence[Run]) -> list:
