@@ -32,8 +32,8 @@ from reporting.parts import (
 )
 from reporting.runs import Measure, Run
 
-# Classes in the list of those that moved most.
-MOVED = 12
+# Classes in the list of those that moved most, and pixels of its chart.
+MOVED, MOVED_WIDTH = 12, 500
 # Runs that have such a list; tools/compare.py makes it for any two.
 MOVED_RUNS = 3
 
@@ -156,7 +156,7 @@ def moved_classes(first: Run, other: Run, measure: Measure, noise: Noise) -> lis
     title = f"{measure.title} (%)"
     left = min(180, 30 + 7 * max(len(first.names[k]) for k in order))
     label = f"classes that moved most, {title}"
-    chart = interval_chart(rows, title, label=label, joined=True, left=left, width=WIDTH)
+    chart = interval_chart(rows, title, label=label, joined=True, left=left, width=MOVED_WIDTH)
     caption = f"Hollow: {first.label}. Filled: {other.label}. "
     caption += "" if comparison is None else class_verdicts(comparison)
     listed = moved_table(first, order, before, after, comparison)
