@@ -417,6 +417,14 @@ def test_misclassified_images_say_where_they_went(classification):
     assert re.findall(r"score (0\.\d\d)", pictures)[:3] == ["0.63", "0.46", "0.30"]
 
 
+def test_predictions_of_another_image_list(classification):
+    listed = classification.parent / "list.txt"
+    listed.write_text("\n".join(reversed(listed.read_text().splitlines())))
+    text = text_of(section(tool.report([str(classification)]), "pictures"))
+    assert "No pictures: image 6 of class 0 in " in text
+    assert f"is not in {listed}; the predictions are of another list" in text
+
+
 def test_pixels_of_a_class_say_what_they_were_taken_for(segmentation):
     truth, predicted = np.array([[2, 2, 2, 2, 0]]), np.array([[1, 1, 1, 0, 0]])
     assert maps.taken_for(truth, predicted, 2) == [(1, 0.75), (0, 0.25)]

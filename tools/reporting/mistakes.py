@@ -3,6 +3,7 @@
 import numpy as np
 
 from lt_det.data.datasets.image_sets import image_records
+from lt_det.errors import DataError
 from lt_det.evaluation.classification_predictions import PREDICTIONS_FILE, read_class_predictions
 from reporting.html import Html, count, element, figure, note
 from reporting.parts import group_word
@@ -48,10 +49,20 @@ class MistakePictures:
         )
 
     def _picture(self, i: int, other: int, score: float) -> Html:
-        # The id of an image is its place in the list.
-        record = self.records[int(self.found["image_ids"][i])]
+        record = self._record(i)
         name = self.run.names[other]
         group = f" ({group_word(self.run, self.run.groups[other])})" if self.run.groups else ""
         text = f"taken for {name}{group}"
         picture = element("img", src=jpeg(read_rgb(record["file_name"]), SIDE), alt=text)
         return figure(picture, [element("b", text), f" score {score:.2f}"])
+
+    def _record(self, i: int) -> dict:
+        """The entry of the image list; the id of an image is its place there."""
+        place, label = self.found["image_ids"][i], self.found["labels"][i]
+        known = np.issubdtype(place.dtype, np.integer) and 0 <= place < len(self.records)
+        if not known or self.records[int(place)]["label"] != label:
+            raise DataError(
+                f"image {place} of class {label} in {self.run.inference / PREDICTIONS_FILE} is not "
+                f"in {self.records.source}; the predictions are of another list"
+            )
+        return self.records[int(place)]
