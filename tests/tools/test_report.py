@@ -501,6 +501,19 @@ def test_runs_whose_records_hold_less_than_the_first(detection, tmp_path):
     assert "less: not the groups of classes of worse." in section(page, "trust")
 
 
+def test_a_run_without_groups(detection, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(detection.worse, run)
+    record = record_of(run)
+    del record["per_class"]["group"]
+    write_record(run / f"results/{detection.name}.json", record)
+    page = tool.report([str(run)])
+    assert len(re.findall('class="point g-"', section(page, "classes"))) == 6
+    assert "Worst classes" in section(page, "pictures")
+    assert ("all", "found") in [(row, part) for row, part, _ in bars(page)]
+    assert not re.search("rare|common|frequent", text_of(section(page, "result")))
+
+
 def test_provenance_says_what_the_run_was_made_from(detection):
     text = text_of(section(tool.report([str(detection.worse)]), "provenance"))
     record = record_of(detection.worse)
