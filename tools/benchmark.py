@@ -7,6 +7,7 @@
     python tools/benchmark.py samplers --output samplers.json
     python tools/benchmark.py load-images --output load_images.json
     python tools/benchmark.py sem-seg-eval --output sem_seg_eval.json
+    python tools/benchmark.py mask-rle --output mask_rle.json
 
 Each part is a file benchmark_*.py, which says what it measures. Run it on a machine that does
 nothing else, or with one thread.
@@ -18,6 +19,7 @@ import sys
 import benchmark_images
 import benchmark_loading
 import benchmark_losses
+import benchmark_masks
 import benchmark_samplers
 import benchmark_sem_seg
 
@@ -29,6 +31,7 @@ PARTS = (
     benchmark_samplers,
     benchmark_images,
     benchmark_sem_seg,
+    benchmark_masks,
 )
 
 

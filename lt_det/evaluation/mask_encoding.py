@@ -306,13 +306,21 @@ def _base_32(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Bit 5 says that a group of the number follows, and 48 ("0") is added. The last group is the
     first whose highest bit is the sign of the number.
     """
-    magnitude = np.where(values < 0, ~values, values)
+    magnitude = values ^ (values >> (8 * values.itemsize - 1))  # of -n: n - 1
     sizes = np.ones(len(values), dtype=np.int64)
-    groups = 1
-    while (longer := magnitude >= 1 << (5 * groups - 1)).any():
-        sizes += longer
-        groups += 1
-    at = np.arange(groups)
-    characters = (values[:, None] >> (5 * at)) & 31
-    characters |= np.where(at < sizes[:, None] - 1, 32, 0)
-    return (characters + 48).astype(np.uint8)[at < sizes[:, None]], sizes
+    longer, bits = np.flatnonzero(magnitude >= 16), 4
+    while len(longer):
+        sizes[longer] += 1
+        bits += 5
+        longer = longer[magnitude[longer] >> bits > 0]
+    place = np.cumsum(sizes) - sizes
+    characters = np.empty(int(sizes.sum()), dtype=np.uint8)
+    characters[place] = (values & 31) + 48
+    group, longer = 1, np.flatnonzero(sizes > 1)
+    while len(longer):
+        at = place[longer] + group
+        characters[at - 1] += 32
+        characters[at] = (values[longer] >> (5 * group) & 31) + 48
+        group += 1
+        longer = longer[sizes[longer] > group]
+    return characters, sizes
