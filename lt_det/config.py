@@ -110,8 +110,12 @@ def add_lt_config(cfg: CN) -> CN:
     # Pairs of anchor and class of all levels together that go into non-maximum suppression, after
     # MODEL.RETINANET.TOPK_CANDIDATES_TEST of each level; 0 = all of those.
     cfg.MODEL.LT.DENSE.TOPK = 6000
-    # Factor on the box regression loss.
+    # Clip boxes to the image before non-maximum suppression, not after it.
+    cfg.MODEL.LT.DENSE.CLIP_BEFORE_NMS = False
+    # Factor on the box regression loss. BY_IOU: a positive weighs as much as its predicted box
+    # overlaps its object, and the sum of these weights is the divisor.
     cfg.MODEL.LT.DENSE.BOX_WEIGHT = 1.0
+    cfg.MODEL.LT.DENSE.BOX_WEIGHT_BY_IOU = False
     # LongTailATSS: anchors of a level that may become positives of an object.
     cfg.MODEL.LT.DENSE.ATSS_TOPK = 18
     # LongTailATSS: predict the IoU of a box and multiply the score by it; factor on its loss.

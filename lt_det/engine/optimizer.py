@@ -10,6 +10,35 @@ from torch import nn
 from lt_det.errors import ConfigError
 
 KEY = "SOLVER.LT.CLASSIFIER_LR_FACTOR"
+# Detectron2's, each of a single parameter, and ours.
+_CLIP_TYPES = ("value", "norm", "full_model")
+
+
+def max_grad_norm(cfg) -> float | None:
+    """The L2 norm that all gradients together are clipped to; None = they are not.
+
+    ``SOLVER.CLIP_GRADIENTS`` with ``CLIP_TYPE`` "full_model", as several projects built on
+    Detectron2 call it.
+
+    Raises:
+        ConfigError: an unknown kind, or a norm other than 2 or a bound that is not above 0.
+    """
+    node = cfg.SOLVER.CLIP_GRADIENTS
+    if not node.ENABLED:
+        return None
+    if node.CLIP_TYPE not in _CLIP_TYPES:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {node.CLIP_TYPE!r}; accepted are "
+            f"{', '.join(_CLIP_TYPES)}"
+        )
+    if node.CLIP_TYPE != "full_model":
+        return None
+    if node.NORM_TYPE != 2.0 or not node.CLIP_VALUE > 0:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS has NORM_TYPE {node.NORM_TYPE} and CLIP_VALUE "
+            f"{node.CLIP_VALUE}; with CLIP_TYPE full_model accepted are 2.0 and a value above 0"
+        )
+    return node.CLIP_VALUE
 
 
 def scale_learning_rate(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:

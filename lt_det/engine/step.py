@@ -11,6 +11,7 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 
 from lt_det.losses import one_update
 
@@ -30,6 +31,8 @@ class StepTrainer(SimpleTrainer):
         accumulation_steps: forward/backward passes per optimiser step; their gradients are
             averaged, and the statistics of the losses are updated once.
         amp: mixed precision; float16 with a loss scale on CUDA, bfloat16 elsewhere.
+        max_grad_norm: the gradients of all parameters together are scaled down to this L2 norm
+            where it is larger; None = never.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class StepTrainer(SimpleTrainer):
         *,
         accumulation_steps: int = 1,
         amp: bool = False,
+        max_grad_norm: float | None = None,
     ):
         TrainerBase.__init__(self)
         model.train()
@@ -48,6 +52,7 @@ class StepTrainer(SimpleTrainer):
         self.optimizer = optimizer
         self.accumulation_steps = accumulation_steps
         self.amp = amp
+        self.max_grad_norm = max_grad_norm
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp and self.device_type == "cuda"
@@ -71,6 +76,9 @@ class StepTrainer(SimpleTrainer):
                 with self._no_sync(last=k == self.accumulation_steps - 1):
                     for name, value in self._forward_backward(batch).items():
                         totals[name] = totals.get(name, 0) + value
+        if self.max_grad_norm is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self._record(totals, data_time)

@@ -26,6 +26,7 @@ from lt_det.data.datasets.sem_seg_sets import (
 from lt_det.data.image_records import check_image_records
 from lt_det.data.sem_seg_counts import check_sem_seg_files, sem_seg_class_counts
 from lt_det.data.sem_seg_mapper import read_record_classes
+from lt_det.engine.optimizer import max_grad_norm
 from lt_det.errors import ConfigError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
@@ -317,6 +318,7 @@ def check_training(cfg, ranks: int | None = None) -> None:
     """Raise a ConfigError for values that only the training loader would find wrong."""
     images_per_pass(cfg, ranks)
     check_loading(cfg)
+    max_grad_norm(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         _check_panoptic(cfg)
     if task_of(cfg) is DenseDetection and cfg.SOLVER.LT.ACCUMULATION_STEPS > 1:

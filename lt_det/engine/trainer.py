@@ -27,7 +27,7 @@ from lt_det.engine.hooks import (
     set_aside_results,
 )
 from lt_det.engine.norm_statistics import average_norm_statistics
-from lt_det.engine.optimizer import build_lr_scheduler, scale_learning_rate
+from lt_det.engine.optimizer import build_lr_scheduler, max_grad_norm, scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from lt_det.engine.stages import load_backbone, load_first_stage, report_backbone_differences
 from lt_det.engine.step import StepTrainer
@@ -87,6 +87,7 @@ class LongTailTrainer(DefaultTrainer):
             optimizer,
             accumulation_steps=cfg.SOLVER.LT.ACCUMULATION_STEPS,
             amp=cfg.SOLVER.AMP.ENABLED,
+            max_grad_norm=max_grad_norm(cfg),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = LongTailCheckpointer(
@@ -248,6 +249,10 @@ class LongTailTrainer(DefaultTrainer):
             raise ConfigError(
                 f"MODEL.LT.FREEZE {tuple(cfg.MODEL.LT.FREEZE)} leaves nothing to train"
             )
+        if max_grad_norm(cfg) is not None:  # not a kind that Detectron2 knows
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         optimizer = super().build_optimizer(cfg, model)
         scale_learning_rate(optimizer, model, cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR)
         return optimizer

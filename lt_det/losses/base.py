@@ -198,7 +198,8 @@ class LongTailLoss(nn.Module):
                 f"{name} wants logits of shape (M, {self.num_logits}) for {self.num_classes} "
                 f"classes{' and background' if self.has_background else ''}, got "
                 f"{tuple(logits.shape)}. See MODEL.LT.LOSS.NAME and the number of classes of "
-                "the head (MODEL.ROI_HEADS.NUM_CLASSES for detectors)."
+                "the head (MODEL.ROI_HEADS.NUM_CLASSES, for one-stage detectors "
+                "MODEL.RETINANET.NUM_CLASSES)."
             )
         if not logits.is_floating_point():
             raise ValueError(f"{name} wants floating-point logits, got {logits.dtype}")
@@ -276,7 +277,8 @@ def check_class_counts(class_counts: Tensor, num_classes: int) -> None:
         raise ValueError(
             f"class_counts has shape {tuple(class_counts.shape)} but the loss has "
             f"{num_classes} classes. Counts and classes must come from the same data set: see "
-            "DATASETS.TRAIN, MODEL.LT.CLASS_COUNTS and MODEL.ROI_HEADS.NUM_CLASSES."
+            "DATASETS.TRAIN, MODEL.LT.CLASS_COUNTS and the number of classes of the head "
+            "(MODEL.ROI_HEADS.NUM_CLASSES, for one-stage detectors MODEL.RETINANET.NUM_CLASSES)."
         )
     if not (class_counts >= 0).all():  # also when one is NaN
         raise ValueError(f"class_counts holds {class_counts.min().item()}; counts are at least 0")

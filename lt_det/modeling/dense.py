@@ -14,6 +14,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor, nn
 
+from lt_det.dist import sum_over_ranks, world_size
 from lt_det.errors import ConfigError, DataError
 from lt_det.losses import LOSS_REGISTRY, LongTailLoss, build_loss
 from lt_det.losses.dense_normalizer import DenseNormalizer
@@ -28,6 +29,13 @@ from lt_det.modeling.dense_inference import detect, level_candidates
 _LOG_PERIOD = 20
 
 BOX_LOSSES = ("smooth_l1", "giou")
+
+# Keys of Detectron2's focal loss: default there, and where the value is set here.
+_KEYS_WITHOUT_EFFECT = {
+    "FOCAL_LOSS_GAMMA": (2.0, "MODEL.LT.LOSS.PARAMS (gamma)"),
+    "FOCAL_LOSS_ALPHA": (0.25, "MODEL.LT.LOSS.PARAMS (alpha)"),
+    "PRIOR_PROB": (0.01, "MODEL.LT.CLASSIFIER.PRIOR_PROB"),
+}
 
 
 def dense_loss_from_config(cfg) -> LongTailLoss:
@@ -47,6 +55,12 @@ def dense_loss_from_config(cfg) -> LongTailLoss:
             f"MODEL.LT.CLASSIFIER.NAME is {cfg.MODEL.LT.CLASSIFIER.NAME!r}; {name} classifies by "
             "a convolution: accepted are linear and ''"
         )
+    for key, (default, ours) in _KEYS_WITHOUT_EFFECT.items():
+        if cfg.MODEL.RETINANET[key] != default:
+            raise ConfigError(
+                f"MODEL.RETINANET.{key} is {cfg.MODEL.RETINANET[key]}, but {name} takes this from "
+                f"{ours}: leave it at {default}"
+            )
     if cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE not in BOX_LOSSES:
         raise ConfigError(
             f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE is {cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE!r}; "
@@ -124,7 +138,9 @@ def dense_arguments(cfg, loss: LongTailLoss, head: nn.Module) -> dict:
         "normalizer": normalizer_from_config(cfg),
         "federated": federated_from_config(cfg, num_classes=loss.num_classes),
         "max_candidates": node.TOPK,
+        "clip_boxes": node.CLIP_BEFORE_NMS,
         "box_weight": node.BOX_WEIGHT,
+        "box_weight_by_iou": node.BOX_WEIGHT_BY_IOU,
     }
 
 
@@ -172,6 +188,7 @@ class Positives:
         anchors, boxes: (P, 4), the anchor and the object it is to find.
         deltas: (P, D) predicted, with a graph, float32.
         predicted: (P, 4) the decoded `deltas`, with a graph.
+        iou: (P,) of the predicted box with its object, without a graph.
     """
 
     rows: Tensor
@@ -179,13 +196,15 @@ class Positives:
     boxes: Tensor
     deltas: Tensor
     predicted: Tensor
+    iou: Tensor
 
 
 class LongTailDense:
     """What our dense detectors have in common; goes before a dense detector of Detectron2.
 
     B images, K anchors an image on all levels, A on a cell, C classes. Anchors are labelled 0..C-1,
-    C = background, -1 = ignored. All losses are divided by the same normaliser.
+    C = background, -1 = ignored. All losses are divided by the same normaliser, but for a box loss
+    that is weighted by IoU.
 
     Args:
         loss: built with ``has_background=True``; C outputs, scores by sigmoid.
@@ -194,7 +213,11 @@ class LongTailDense:
             ``lt_det.losses.federated``; None = no mask.
         max_candidates: pairs of anchor and class that go into non-maximum suppression, of all
             levels together; 0 = as many as the levels give (``test_topk_candidates`` each).
+        clip_boxes: clip boxes to the image, and drop those outside of it, before non-maximum
+            suppression; False: after it, as Detectron2 does.
         box_weight: factor on the box regression loss.
+        box_weight_by_iou: weight the box loss of a positive by the IoU of its predicted box, and
+            divide by the sum of these weights: ``max(1, sum over ranks) / W`` with W ranks.
         **kwargs: arguments of Detectron2's detector. Those of its focal loss have no effect.
     """
 
@@ -208,12 +231,15 @@ class LongTailDense:
         normalizer: DenseNormalizer,
         federated: nn.Module | None = None,
         max_candidates: int = 0,
+        clip_boxes: bool = False,
         box_weight: float = 1.0,
+        box_weight_by_iou: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.cls_loss, self.normalizer, self.federated = loss, normalizer, federated
-        self.max_candidates, self.box_weight = max_candidates, box_weight
+        self.max_candidates, self.clip_boxes = max_candidates, clip_boxes
+        self.box_weight, self.box_weight_by_iou = box_weight, box_weight_by_iou
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -249,6 +275,7 @@ class LongTailDense:
         outputs = self.head(features)
         anchors = self.anchor_generator(features)
         if self.training:
+            self._visualize(batched_inputs, anchors, outputs, images.image_sizes)
             return self.training_losses(anchors, outputs, targets)
         found = self.detections(anchors, outputs, images.image_sizes)
         return [
@@ -273,7 +300,7 @@ class LongTailDense:
         quality = None
         if self.cls_loss.accepts_quality:
             quality = normalizer.new_zeros(labels.numel())
-            quality[positives.rows] = self.quality_targets(positives)
+            quality[positives.rows] = positives.iou
         terms = self.cls_loss(
             dense_rows(outputs[0], self.num_classes),
             labels.flatten(),
@@ -281,19 +308,22 @@ class LongTailDense:
             normalizer=normalizer,
             quality=quality,
         )
-        terms["loss_box_reg"] = self.box_loss(positives) * self.box_weight / normalizer
+        terms["loss_box_reg"] = self._box_term(positives, normalizer) * self.box_weight
         return terms | self.further_losses(outputs, positives, normalizer)
 
-    def quality_targets(self, positives: Positives) -> Tensor:
-        """(P,) IoU of the predicted box with its object, without gradient."""
-        return paired_iou(positives.predicted.detach(), positives.boxes)
+    def _box_term(self, positives: Positives, normalizer: Tensor) -> Tensor:
+        losses = self.box_losses(positives)
+        if not self.box_weight_by_iou:
+            return losses.sum() / normalizer
+        total = sum_over_ranks(positives.iou.sum()).clamp(min=1)
+        return (losses * positives.iou).sum() / (total / world_size())
 
-    def box_loss(self, positives: Positives) -> Tensor:
-        """Sum over positives, by ``MODEL.RETINANET.BBOX_REG_LOSS_TYPE``, as in Detectron2."""
+    def box_losses(self, positives: Positives) -> Tensor:
+        """(P,) by ``MODEL.RETINANET.BBOX_REG_LOSS_TYPE``, as in Detectron2."""
         if self.box_reg_loss_type == "giou":
-            return giou_loss(positives.predicted, positives.boxes, reduction="sum")
+            return giou_loss(positives.predicted, positives.boxes)
         wanted = self.box2box_transform.get_deltas(positives.anchors, positives.boxes)
-        return smooth_l1_loss(positives.deltas, wanted, beta=self.smooth_l1_beta, reduction="sum")
+        return smooth_l1_loss(positives.deltas, wanted, beta=self.smooth_l1_beta).sum(dim=1)
 
     def further_losses(self, outputs, positives: Positives, normalizer: Tensor) -> dict:
         """Losses of further outputs of the head; none."""
@@ -330,6 +360,7 @@ class LongTailDense:
             self.box2box_transform,
             size,
             max_candidates=self.max_candidates,
+            clip=self.clip_boxes,
             nms_threshold=self.test_nms_thresh,
             max_detections=self.max_detections_per_image,
         )
@@ -343,7 +374,8 @@ class LongTailDense:
         # As many columns as a box has sides; decoded in float32 whatever the head computes in.
         deltas = dense_rows(deltas, 4)[rows].float()
         predicted = self.box2box_transform.apply_deltas(deltas, own)
-        return Positives(rows, own, boxes.flatten(0, 1)[rows], deltas, predicted)
+        boxes = boxes.flatten(0, 1)[rows]
+        return Positives(rows, own, boxes, deltas, predicted, paired_iou(predicted.detach(), boxes))
 
     def _class_mask(self, labels: Tensor, targets: list[Instances]) -> Tensor | None:
         """Bool (B*K, C) or (C,), or None."""
@@ -359,6 +391,15 @@ class LongTailDense:
         if target.has("image_classes"):
             return verified_classes(*target.image_classes.lists, self.num_classes)
         return torch.ones(self.num_classes, dtype=torch.bool, device=self.device)
+
+    def _visualize(self, batched_inputs, anchors, outputs, image_sizes) -> None:
+        """Objects and detections in the event storage, every ``VIS_PERIOD`` iterations."""
+        period = getattr(self, "vis_period", 0)  # Detectron2's FCOS has none
+        if period <= 0 or get_event_storage().iter % period:
+            return
+        # The detections of a head with a quality output are written over its logits.
+        copies = [[x.detach().clone() for x in levels] for levels in outputs]
+        self.visualize_training(batched_inputs, self.detections(anchors, copies, image_sizes))
 
     def _log(self, num_positives: Tensor, num_images: int) -> None:
         storage = get_event_storage()

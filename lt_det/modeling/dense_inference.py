@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 # Entries looked at in one go. torch.topk holds 16 bytes for each entry on a CPU; an accelerator
 # prefers few large calls.
-_BLOCK_CPU, _BLOCK = 2**20, 2**26
+# The first block is held whole with its indices; the others leave little.
+_BLOCK_CPU, _BLOCK, _FIRST_BLOCK = 2**20, 2**26, 2**20
 
 
 def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -29,11 +31,12 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         -inf are left out. Among equal values at the border some are taken, the earlier blocks'
         first.
     """
-    size = _BLOCK_CPU if x.device.type == "cpu" else _BLOCK
+    later = _BLOCK_CPU if x.device.type == "cpu" else _BLOCK
+    borders = [0, *range(min(_FIRST_BLOCK, later), len(x), later), len(x)]
     values, indices = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
     floor = x.new_tensor(-float("inf"))
-    for start in range(0, len(x), size):
-        part = x[start : start + size]
+    for start, end in itertools.pairwise(borders):
+        part = x[start:end]
         found = (part > floor).nonzero()[:, 0]
         values = torch.cat([values, part[found]])
         indices = torch.cat([indices, found.add_(start)])
@@ -77,7 +80,8 @@ def level_candidates(
 
     Args:
         logits: (A*C, H, W), channel ``a * C + c``. With `quality` it is overwritten by the
-            scores: no second tensor of that size.
+            scores if it is float32: no second tensor of that size. Half precision is widened,
+            since its scores are too coarse to rank by.
         deltas: (A*D, H, W).
         anchors: (H*W*A, 4), ordered h, w, a.
         quality: (A, H, W) logits of a second probability of each anchor, or None. The score is
@@ -93,8 +97,9 @@ def level_candidates(
         best, index = largest(logits.reshape(-1), topk)
         scores = best.float().sigmoid()
     else:
+        logits = logits.float()
         pairs = logits.view(num_anchors, num_classes, height, width)
-        pairs.sigmoid_().mul_(quality.sigmoid()[:, None])
+        pairs.sigmoid_().mul_(quality.float().sigmoid()[:, None])
         scores, index = largest(logits.reshape(-1), topk)
     kept = scores > threshold
     scores, index = scores[kept], index[kept]
@@ -110,6 +115,7 @@ def detect(
     image_size: tuple[int, int],
     *,
     max_candidates: int,
+    clip: bool = False,
     nms_threshold: float,
     max_detections: int,
 ) -> Instances:
@@ -120,11 +126,12 @@ def detect(
         box2box_transform: decodes the deltas.
         image_size: (height, width).
         max_candidates: how many of all levels together go into the suppression; 0 = all.
+        clip: clip the boxes to the image first and drop those outside of it.
         nms_threshold: IoU above which the lower score goes.
         max_detections: kept afterwards.
 
     Returns:
-        ``pred_boxes``, ``scores`` in descending order, ``pred_classes``; boxes are not clipped.
+        ``pred_boxes``, ``scores`` in descending order, ``pred_classes``.
     """
     scores = torch.cat([c.scores for c in levels])
     best = scores.sort(descending=True, stable=True).indices[: max_candidates or len(scores)]
@@ -132,8 +139,14 @@ def detect(
     classes = torch.cat([c.classes for c in levels])[best]
     anchors = torch.cat([c.anchors for c in levels])[best]
     deltas = torch.cat([c.deltas for c in levels])[best]
-    boxes = box2box_transform.apply_deltas(deltas.float(), anchors)
-    kept = batched_nms(boxes, scores, classes, nms_threshold)[:max_detections]
-    return Instances(
-        image_size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=classes[kept]
+    boxes = Boxes(box2box_transform.apply_deltas(deltas.float(), anchors))
+    found = Instances(image_size, pred_boxes=boxes, scores=scores, pred_classes=classes)
+    if clip:
+        boxes.clip(image_size)
+        found = found[boxes.nonempty()]
+    # torchvision moves the boxes of each class apart. At 1203 classes and boxes beyond the image
+    # float32 would be left with steps of several pixels.
+    kept = batched_nms(
+        found.pred_boxes.tensor.double(), found.scores.double(), found.pred_classes, nms_threshold
     )
+    return found[kept[:max_detections]]

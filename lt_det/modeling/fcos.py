@@ -94,9 +94,9 @@ else:
                 "pixel_std": cfg.MODEL.PIXEL_STD,
             }
 
-        def box_loss(self, positives: Positives) -> Tensor:
-            """GIoU, summed over positives."""
-            return giou_loss(positives.predicted, positives.boxes, reduction="sum")
+        def box_losses(self, positives: Positives) -> Tensor:
+            """(P,) GIoU."""
+            return giou_loss(positives.predicted, positives.boxes)
 
         def further_losses(self, outputs, positives: Positives, normalizer: Tensor) -> dict:
             """{"loss_centerness"}."""

@@ -25,7 +25,7 @@ def train(config, options, output, *more, resume=False):
     return runs.train(path, [*options, *SMALL], output, *more, resume=resume)
 
 
-@pytest.mark.parametrize("config", ["retinanet_focal", "retinanet_efl", "atss_efl"])
+@pytest.mark.parametrize("config", ["retinanet_focal", "retinanet_efl", "atss_efl", "atss_eqfl"])
 def test_a_killed_run_goes_on_bit_exactly_and_boxes_are_evaluated(config, tiny_options, tmp_path):
     """With repeat factors, class lists and the running mean of positives."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -45,6 +45,16 @@ def test_a_killed_run_goes_on_bit_exactly_and_boxes_are_evaluated(config, tiny_o
     assert list(record["metrics"]) == ["bbox"]
     assert len(record["per_class"]["name"]) == 9
     assert "segm_ap" not in record["per_class"]
+
+
+def test_the_recipe_clips_the_joint_norm(tiny_options, tmp_path):
+    tight = ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1e-3, "SOLVER.MAX_ITER", 1]
+    trainer = train("retinanet_efl", tiny_options, tmp_path / "run", *tight)
+    assert trainer.cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model"
+    grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in grads]).double().norm().item()
+    # torch sums millions of squares in float32; the gradient before has a norm of about 13.
+    assert norm == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_backbone_of_another_detector_is_taken(tiny_options, tmp_path):

@@ -115,6 +115,34 @@ def test_amp_runs_the_model_in_bfloat16_on_a_cpu():
     assert train(1)[0].autocast_dtype is None
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_all_gradients_together_are_clipped(accumulation_steps):
+    """Plain gradient descent moves by rate * gradient, of which the joint norm is bounded."""
+
+    def moved(bound):
+        torch.manual_seed(0)
+        model = Model()
+        start = [p.detach().clone() for p in model.parameters()]
+        trainer = StepTrainer(
+            model,
+            Loader(samples(), 4 // accumulation_steps),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            accumulation_steps=accumulation_steps,
+            max_grad_norm=bound,
+        )
+        with EventStorage(0):
+            trainer.iter = 0
+            trainer.run_step()
+        steps = zip(model.parameters(), start, strict=True)
+        return torch.cat([(p.detach() - s).flatten() for p, s in steps]) / 0.1
+
+    free = moved(None)
+    bound = free.norm().item() / 3
+    # clip_grad_norm_ adds 1e-6 to the norm that it divides by.
+    torch.testing.assert_close(moved(bound), free / 3, rtol=1e-5, atol=1e-12)
+    assert torch.equal(moved(bound * 4), free)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_terms():
     model = Model()
     with torch.no_grad():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from fvcore.nn import giou_loss
 from torch.nn import functional as F
 
 from lt_det.errors import ConfigError
@@ -165,10 +166,12 @@ def at_row(levels, image, row, columns):
     raise AssertionError(row)
 
 
-@pytest.mark.parametrize("name", ["EFL", "EQFL"])
-def test_the_terms_are_sums_over_positives_one_by_one(name):
+@pytest.mark.parametrize(("name", "by_iou"), [("EFL", True), ("EQFL", False)])
+def test_the_terms_are_sums_over_positives_one_by_one(name, by_iou):
     """IoU branch, GIoU loss and, with EQFL, the quality target; normaliser as said."""
-    model = detector("atss", "MODEL.LT.LOSS.NAME", name, "MODEL.LT.DENSE.IOU_WEIGHT", 0.5)
+    options = ["MODEL.LT.LOSS.NAME", name, "MODEL.LT.DENSE.IOU_WEIGHT", 0.5]
+    options += ["MODEL.LT.DENSE.BOX_WEIGHT", 3.0, "MODEL.LT.DENSE.BOX_WEIGHT_BY_IOU", by_iou]
+    model = detector("atss", *options)
     torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.2)
     batch = [image([0, 3, 1]), image([2], seed=1), image([])]
     terms = step(model, batch)
@@ -185,12 +188,13 @@ def test_the_terms_are_sums_over_positives_one_by_one(name):
         area = float((hull[2] - hull[0]) * (hull[3] - hull[1]))
         areas = [float((x[2] - x[0]) * (x[3] - x[1])) for x in (predicted, box)]
         union = sum(areas) / (1 + overlap)
-        box_loss += 1 - overlap + (area - union) / area
+        box_loss += (1 - overlap + (area - union) / area) * (overlap if by_iou else 1)
         z = at_row(iou_logits, i, row, 1)[0].item()
         iou_loss += -overlap * math.log(1 / (1 + math.exp(-z)))
         iou_loss -= (1 - overlap) * math.log(1 / (1 + math.exp(z)))
     assert terms["loss_iou"].item() == pytest.approx(0.5 * iou_loss / len(found), rel=1e-4)
-    assert terms["loss_box_reg"].item() == pytest.approx(2.0 * box_loss / len(found), rel=1e-4)
+    divisor = max(1, sum(quality.values())) if by_iou else len(found)
+    assert terms["loss_box_reg"].item() == pytest.approx(3.0 * box_loss / divisor, rel=1e-4)
 
     expected = 0.0  # the first step: plain focal, or quality focal, loss
     labels = {(i, row): label for i, row, _, _, label in found}
@@ -209,6 +213,23 @@ def test_the_terms_are_sums_over_positives_one_by_one(name):
                     alpha = 0.25 if positive else 0.75
                     expected += (-alpha * (1 - right) ** 2 * right.log()).item()
     assert terms["loss_cls"].item() == pytest.approx(expected / len(found), rel=1e-4)
+
+
+def test_the_weight_by_iou_is_no_way_to_a_lower_box_loss():
+    """The gradient is that of fixed weights: not of boxes made worse to count for less."""
+    model = detector("atss")
+    batch = [image([0, 3]), image([1], seed=1)]
+    step(model, batch)["loss_box_reg"].backward()
+    found = model.head.bbox_pred.weight.grad
+    anchors, outputs = outputs_of(model, batch)
+    targets = [x["instances"] for x in batch]
+    labels, boxes = (torch.stack(x) for x in model.label_anchors(anchors, targets))
+    positives = model._positives(anchors, outputs[1], boxes, labels < CLASSES)
+    weights = positives.iou / positives.iou.sum().clamp(min=1)
+    expected = (giou_loss(positives.predicted, positives.boxes) * weights).sum()
+    assert not positives.iou.requires_grad
+    (grad,) = torch.autograd.grad(expected, model.head.bbox_pred.weight)
+    torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-7)  # float32 sums
 
 
 def test_quality_targets_carry_no_gradient():

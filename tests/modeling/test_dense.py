@@ -265,6 +265,9 @@ WRONG = {
     "box loss": (["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "l2"], "is 'l2'; accepted are smooth_l1"),
     "normaliser": (["MODEL.LT.DENSE.NORMALIZER", "all"], "NORMALIZER is 'all'.*ranks, running"),
     "empty": (["MODEL.LT.DENSE.EMPTY_BATCH", "zero"], "EMPTY_BATCH is 'zero'.*running, one"),
+    "gamma": (["MODEL.RETINANET.FOCAL_LOSS_GAMMA", 1.5], "GAMMA is 1.5.*LOSS.PARAMS .gamma.*2.0"),
+    "alpha": (["MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.5], "ALPHA is 0.5.*LOSS.PARAMS .alpha.*0.25"),
+    "d2 prior": (["MODEL.RETINANET.PRIOR_PROB", 0.02], "0.02.*MODEL.LT.CLASSIFIER.PRIOR_PROB"),
     "candidates": (["MODEL.LT.DENSE.TOPK", -1], "MODEL.LT.DENSE.TOPK is -1"),
 }
 
@@ -275,6 +278,20 @@ def test_wrong_values_are_named_with_their_key_and_what_is_accepted(kind, what):
     options, message = WRONG[what]
     with pytest.raises(ConfigError, match=message):
         detector(kind, *options)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "atss"])
+def test_pictures_of_the_training_change_neither_losses_nor_gradients(kind):
+    batch = [image([0, 3]), image([1], seed=1)]
+    found = []
+    for period in (0, 5):
+        model = detector(kind, "VIS_PERIOD", period)
+        with EventStorage(10) as storage:
+            terms = model(batch)
+        sum(terms.values()).backward()
+        found.append([*terms.values(), *(p.grad for p in model.head.parameters())])
+        assert len(storage._vis_data) == (period > 0)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_training_image_without_annotations_field_is_named():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torchvision.ops import nms
 
@@ -133,6 +134,60 @@ def test_suppression_is_that_of_a_loop_over_classes(max_candidates):
     assert found.pred_classes.tolist() == [pairs[k][1] for k in kept]
     torch.testing.assert_close(found.scores, torch.tensor([pairs[k][0] for k in kept]))
     torch.testing.assert_close(found.pred_boxes.tensor, torch.stack([boxes[k] for k in kept]))
+
+
+def far_boxes(count=400, classes=1203):
+    """Candidates of many classes around four places, some of them far beyond the image."""
+    generator = torch.Generator().manual_seed(7)
+    boxes = torch.tensor([[10.0, 10, 30, 40], [50, 20, 80, 60], [-50000, -9, 50000, 80]])
+    anchors = boxes[torch.arange(count) % 3] + torch.rand(count, 4, generator=generator)
+    scores = torch.rand(count, generator=generator).sort(descending=True).values
+    labels = classes - 1 - torch.arange(count) % 25
+    return Candidates(scores, labels, anchors, torch.zeros(count, 4))
+
+
+@pytest.mark.parametrize("device_limit", ["classes one by one", "classes moved apart"])
+def test_huge_boxes_and_many_classes_do_not_blur_the_suppression(device_limit, monkeypatch):
+    """In float32 a box of class 1200 would be placed to 4 or 8 pixels."""
+    many = far_boxes()
+    if device_limit == "classes moved apart":  # what torchvision does with more boxes on CUDA
+        monkeypatch.setattr(
+            dense_inference,
+            "batched_nms",
+            torchvision.ops.boxes._batched_nms_coordinate_trick,
+        )
+    options = {"max_candidates": 0, "nms_threshold": 0.5, "max_detections": 1000}
+    found = detect([many], Box2BoxTransform(weights=(1, 1, 1, 1)), (90, 90), **options)
+    kept = []
+    for c in many.classes.unique():
+        own = (many.classes == c).nonzero()[:, 0]
+        kept += own[nms(many.anchors[own], many.scores[own], 0.5)].tolist()
+    assert 75 <= len(kept) < 200
+    torch.testing.assert_close(found.scores, many.scores[sorted(kept)])
+
+
+def test_clipped_boxes_are_suppressed_as_they_are_seen():
+    """Two boxes that differ only beyond the image are one there; one outside of it is none."""
+    anchors = torch.tensor([[10.0, 10, 200, 50], [10, 10, 60, 50], [100, 10, 160, 50]])
+    some = Candidates(
+        torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), anchors, torch.zeros(3, 4)
+    )
+    options = {"max_candidates": 0, "nms_threshold": 0.5, "max_detections": 10}
+    transform = Box2BoxTransform(weights=(1, 1, 1, 1))
+    clipped = detect([some], transform, (64, 64), clip=True, **options)
+    assert clipped.pred_boxes.tensor.tolist() == [[10, 10, 64, 50]]
+    assert len(detect([some], transform, (64, 64), **options)) == 3
+
+
+def test_half_precision_ranks_as_float32_does():
+    """float16 has few values near 1: scores are computed from logits in float32."""
+    logits, deltas, anchors, quality = level(5)
+    narrow = [(x / 4 + 6).half() for x in (logits, quality)]
+    options = {"num_classes": C, "topk": 30, "threshold": 0.0}
+    ours = level_candidates(narrow[0].clone(), deltas, anchors, narrow[1], **options)
+    wide = level_candidates(narrow[0].float(), deltas, anchors, narrow[1].float(), **options)
+    assert ours.scores.dtype == torch.float32 and torch.equal(ours.scores, wide.scores)
+    assert torch.equal(ours.classes, wide.classes) and torch.equal(ours.anchors, wide.anchors)
 
 
 def test_no_candidate_gives_no_detection():
