@@ -10,9 +10,13 @@ Deviations from ``lvis.LVISEval``:
 
 - a class or group without ground truth has NaN, not -1;
 - no predictions give AP 0, not an error;
-- ground truth is numbered anew, from 1: an annotation whose id is 0 can never be matched there;
-- only (image, class) pairs that hold anything are visited, which needs a fraction of the memory;
+- ground truth is numbered anew: an annotation whose id is 0 can never be matched there;
+- only (image, class) pairs that hold anything are visited, all of them at once, which needs a
+  fraction of the time and memory;
 - nothing that is handed in (predictions, annotation file, root logger, numpy) is modified.
+
+The evaluation itself is :func:`lt_det.evaluation.evaluate_lvis`; here predictions are collected
+while a model runs.
 """
 
 from __future__ import annotations
@@ -23,35 +27,26 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from tabulate import tabulate
 
 from lt_det.errors import DataError, LtDetError
-from lt_det.evaluation.groups import GROUPS, check_groups, group_sizes, groups_from_counts
+from lt_det.evaluation.groups import check_groups, groups_from_counts
+from lt_det.evaluation.lvis_api import (
+    TASK_WORDS,
+    TASKS,
+    check_tasks,
+    choose_protocol,
+    evaluate_lvis,
+)
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, load_ground_truth
-from lt_det.evaluation.lvis_metrics import (
-    METRICS,
-    TASK_KEYS,
-    evaluate_task,
-    lvis_classes,
-    metrics_from_precision,
-    per_class_ap,
-)
-from lt_det.evaluation.lvis_predictions import (
-    PREDICTIONS_FILE,
-    check_fields,
-    drop_non_finite,
-    write_predictions,
-)
-from lt_det.evaluation.results import make_record
+from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, write_predictions
+from lt_det.evaluation.predictions import Predictions, is_finite
 
 logger = logging.getLogger(__name__)
-
-TASKS = ("bbox", "segm")
-_TASK_WORDS = {"bbox": "box", "segm": "mask"}
 
 
 class LongTailLVISEvaluator(DatasetEvaluator):
@@ -59,7 +54,8 @@ class LongTailLVISEvaluator(DatasetEvaluator):
 
     For LVIS files and for COCO files; how the latter are read is said in
     :func:`lt_det.evaluation.lvis_ground_truth.prepare_ground_truth`. Predictions are gathered
-    on rank 0, written to ``<output_dir>/lvis_instances_results.json`` and evaluated there.
+    on rank 0, written to ``<output_dir>/lvis_instances_results.json`` and evaluated there. What
+    the matching found is written beside them, see :class:`lt_det.evaluation.Matches`.
 
     Attributes:
         record: the result record of the last evaluation, without its "run" part; None before
@@ -107,11 +103,8 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         """
         num_classes = len(class_names)
         _check_classes(num_classes, category_ids, class_counts)
-        unknown = [t for t in tasks if t not in TASKS]
-        if unknown or not tasks:
-            raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {list(tasks)}")
-        if max_detections < 1:
-            raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+        check_tasks(tasks)
+        choose_protocol("standard", max_detections)
         if groups is not None:
             check_groups(groups, num_classes)
         self._dataset_name = dataset_name
@@ -133,7 +126,6 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             self._group_source = "training images"
         # What cannot be used should end the run before inference, not after it.
         if not distributed or comm.is_main_process():
-            lvis_classes()
             self._ground_truth()
         self.reset()
 
@@ -183,44 +175,51 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             images = list(itertools.chain.from_iterable(g[0] for g in gathered))
             predicted = set().union(*(g[1] for g in gathered))
         images = self._without_repeats(images)
-        predictions = self._finite(list(itertools.chain.from_iterable(p for _, p in images)))
+        results = list(itertools.chain.from_iterable(p for _, p in images))
+        predictions = self._finite(Predictions.from_results(results))
         path = self._write(predictions)
         where = f"; the predictions are kept in {path}" if path else ""
         try:
             self._check_coverage([image_id for image_id, _ in images])
-            return self._evaluate(predictions, self._possible_tasks(predicted))
+            return self._evaluate(predictions, self._possible_tasks(predicted), self._output_dir)
         except LtDetError as e:
             raise type(e)(f"{e}{where}") from e
         except Exception as e:
             raise RuntimeError(f"the evaluation of {self._dataset_name} failed: {e}{where}") from e
 
-    def evaluate_predictions(self, predictions: list[dict]) -> OrderedDict:
-        """Evaluate predictions in the results format of LVIS, as of :func:`load_predictions`.
+    def evaluate_predictions(self, predictions: Predictions | list[dict]) -> OrderedDict:
+        """Evaluate predictions: columns, or the results format of LVIS.
 
         Nothing is gathered or written. The tasks are those that the predictions have boxes or
         masks for; no predictions at all get AP 0 in every task.
 
         Returns, Raises: see :meth:`evaluate`.
         """
-        check_fields(predictions)
+        if not isinstance(predictions, Predictions):
+            predictions = Predictions.from_results(predictions)
         predictions = self._finite(predictions)
-        keys = set().union(*predictions)
-        predicted = {task for task, key in TASK_KEYS.items() if key in keys}
-        return self._evaluate(predictions, self._possible_tasks(predicted))
+        return self._evaluate(predictions, self._possible_tasks(predictions.tasks), None)
 
-    def _evaluate(self, predictions: list[dict], tasks: list[str]) -> OrderedDict:
+    def _evaluate(
+        self, predictions: Predictions, tasks: list[str], folder: str | None
+    ) -> OrderedDict:
         gt = self._ground_truth()
-        _check_against(predictions, gt)
-        if not gt.annotations:
+        if not len(gt.gt_row):
             logger.warning(f"{self._dataset_name} has no ground truth: no metric has a value")
-        results, class_ap = OrderedDict(), {}
-        for task in tasks:
-            precision = evaluate_task(gt, predictions, task, self._max_detections)
-            results[task] = metrics_from_precision(precision, self._groups)
-            class_ap[f"{task}/AP"] = per_class_ap(precision)
-        self.record = self._make_record(results, class_ap)
-        self._log(results, class_ap)
-        return results
+        result = evaluate_lvis(
+            gt,
+            predictions,
+            tasks,
+            max_detections=self._max_detections,
+            class_names=self._class_names,
+            groups=self._groups,
+            group_source=self._group_source,
+        )
+        if folder:
+            result.save_matches(folder)
+        self.record = result.record(self._dataset_name, self._counts)
+        logger.info(f"Results of {self._dataset_name} (percent):\n{result.table()}")
+        return OrderedDict(result.metrics)
 
     def _ground_truth(self) -> GroundTruth:
         if self._gt is None:
@@ -256,20 +255,22 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             )
         return list(first.values())
 
-    def _finite(self, predictions: list[dict]) -> list[dict]:
-        kept, dropped = drop_non_finite(predictions)
-        if dropped:
-            logger.warning(
-                f"{dropped} of {len(predictions)} predictions have a score or box that is not "
-                "finite; they are dropped"
-            )
-        return kept
+    def _finite(self, predictions: Predictions) -> Predictions:
+        finite = is_finite(predictions)
+        if finite.all():
+            return predictions
+        logger.warning(
+            f"{np.count_nonzero(~finite)} of {len(predictions)} predictions have a score or box "
+            "that is not finite; they are dropped"
+        )
+        return predictions.select(finite)
 
     def _check_coverage(self, image_ids: list) -> None:
-        absent = set(self._ground_truth().images) - set(image_ids)
-        if absent:
+        known = self._ground_truth().image_ids
+        absent = np.setdiff1d(known, image_ids)
+        if len(absent):
             logger.warning(
-                f"{len(absent)} of {len(self._gt.images)} images of {self._dataset_name} were not "
+                f"{len(absent)} of {len(known)} images of {self._dataset_name} were not "
                 "processed; they count as images without detections"
             )
 
@@ -277,10 +278,10 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         """The wanted tasks that there are predictions for; all if nothing was predicted."""
         left_out = [t for t in self._tasks if predicted and t not in predicted]
         for task in left_out:
-            logger.info(f"no {_TASK_WORDS[task]} results: the model predicts none")
+            logger.info(f"no {TASK_WORDS[task]} results: the model predicts none")
         return [t for t in self._tasks if t not in left_out]
 
-    def _write(self, predictions: list[dict]) -> str | None:
+    def _write(self, predictions: Predictions) -> str | None:
         if not self._output_dir:
             return None
         os.makedirs(self._output_dir, exist_ok=True)
@@ -288,39 +289,6 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         write_predictions(path, predictions)
         logger.info(f"wrote {len(predictions)} predictions to {path}")
         return path
-
-    def _make_record(self, results: dict, class_ap: dict) -> dict:
-        per_class = {"name": self._class_names}
-        if self._groups is not None:
-            per_class["group"] = self._groups
-        for unit in ("images", "instances"):
-            if unit in self._counts:
-                per_class[f"train_{unit}"] = self._counts[unit]
-        return make_record(
-            task="instance",
-            dataset=self._dataset_name,
-            protocol={
-                "rules": "lvis",
-                "max_detections": self._max_detections,
-                "federated": self._gt.federated,
-                "images": len(self._gt.images),
-                "groups": self._group_source,
-            },
-            metrics=results,
-            per_class={**per_class, **class_ap},
-            group_sizes=group_sizes(self._groups) if self._groups else {},
-        )
-
-    def _log(self, results: dict, class_ap: dict) -> None:
-        rows = [[_TASK_WORDS[t], *(m[name] for name in METRICS)] for t, m in results.items()]
-        table = tabulate(rows, ["", *METRICS], tablefmt="pipe", floatfmt=".2f")
-        logger.info(f"Results of {self._dataset_name} (percent):\n{table}")
-        if not self._groups or not class_ap:
-            return
-        sizes = group_sizes(self._groups)
-        valid = group_sizes(self._groups, next(iter(class_ap.values())))
-        counts = ", ".join(f"{g} {valid[g]} of {sizes[g]}" for g in GROUPS)
-        logger.info(f"Classes with ground truth: {counts}")
 
 
 def _check_classes(num_classes: int, category_ids: Sequence[int], class_counts) -> None:
@@ -336,19 +304,3 @@ def _check_classes(num_classes: int, category_ids: Sequence[int], class_counts) 
             raise ValueError(f"class_counts has 'images' and 'instances', not {unit!r}")
         if len(counts) != num_classes:
             raise ValueError(f"{len(counts)} class_counts[{unit!r}] for {num_classes} class_names")
-
-
-def _check_against(predictions: list[dict], gt: GroundTruth) -> None:
-    """Raise DataError for images or categories that the ground truth does not have."""
-    known = {c["id"] for c in gt.categories}
-    for p in predictions:
-        if p["image_id"] not in gt.images:
-            raise DataError(
-                f"there are predictions for image {p['image_id']!r}, which is not among the "
-                f"{len(gt.images)} images of the annotation file"
-            )
-        if p["category_id"] not in known:
-            raise DataError(
-                f"image {p['image_id']!r}: predicted category id {p['category_id']!r} is not among "
-                f"the {len(known)} that are evaluated"
-            )

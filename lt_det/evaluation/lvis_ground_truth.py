@@ -2,85 +2,209 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
+import numpy as np
 import pycocotools.mask as mask_utils
-from detectron2.utils.file_io import PathManager
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUPS
+from lt_det.evaluation.json_files import gc_paused, read_json
+
+# The largest range of ids for which a table is kept; COCO's image ids are below 600,000.
+_TABLE_SIZE = 1 << 22
+_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-@dataclass
+@dataclass(eq=False)
 class GroundTruth:
-    """The part of an annotation file that the evaluation uses, in memory of its own.
+    """The part of an annotation file that the evaluation uses: G objects in I images.
+
+    A pair of image and class is a number, ``image * C + class``, of places in `image_ids` and
+    `categories`. Objects are sorted by class, then image, then as in the file.
 
     Attributes:
-        images: id -> {"id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"}.
-        annotations: ids 1, 2, ...; boxes XYWH in pixels; no crowds.
-        categories: one per class, in the class order of the evaluator.
+        image_ids: (I,) int64, ascending.
+        image_sizes: (I, 2) int32 height and width in pixels.
+        categories: C entries of the file, in the class order of the evaluation.
+        federated: whether the file says per image which absent classes were looked for. If not,
+            a detection of every class counts in every image.
+        negative: (L,) int64 pairs of which the file says that the image has no such object; empty
+            unless `federated`.
+        not_exhaustive: (M,) int64 pairs of which not all objects are annotated.
+        gt_image: (G,) int32, place of the image.
+        gt_class: (G,) int32, class.
+        gt_row: (G,) int64, place in the file's list of annotations.
+        annotation_ids: G ids of the file, for messages.
+        boxes: (G, 4) float64 XYWH in pixels.
+        areas: (G,) float64 square pixels, above 0: LVISEval leaves other objects out.
+        ignore: (G,) bool, marked as `ignore` in the file.
+        segmentations: G masks as in the file; None: the object has none.
         groups: "r", "c" or "f" per class from the file's `frequency`; None if it has none.
-        federated: whether the file says per image which absent classes were looked for.
+        left_out_images: ids of the file's images that are not evaluated.
         notes: what was left out or filled in, with counts, for the log.
     """
 
-    images: dict
-    annotations: list[dict]
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
     categories: list[dict]
-    groups: list[str] | None
     federated: bool
+    negative: np.ndarray
+    not_exhaustive: np.ndarray
+    gt_image: np.ndarray
+    gt_class: np.ndarray
+    gt_row: np.ndarray
+    annotation_ids: list
+    boxes: np.ndarray
+    areas: np.ndarray
+    ignore: np.ndarray
+    segmentations: list
+    groups: list[str] | None
+    left_out_images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def category_ids(self) -> np.ndarray:
+        """(C,) int64 category id of each class."""
+        return np.array([c["id"] for c in self.categories], dtype=np.int64)
 
-def load_ground_truth(json_file: str, category_ids: Sequence[int]) -> GroundTruth:
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.categories)
+
+    def pairs(self) -> np.ndarray:
+        """(G,) int64, the pair of each object; not sorted, for objects are sorted by class."""
+        return self.gt_image.astype(np.int64) * self.num_classes + self.gt_class
+
+    def rles(self, objects: np.ndarray) -> list[dict]:
+        """The masks of some objects, (M,) ints, as pycocotools takes them.
+
+        Raises:
+            DataError: one has no mask.
+        """
+        sizes = self.image_sizes[self.gt_image[objects]].tolist()
+        masks = []
+        for k, size in zip(objects.tolist(), sizes, strict=True):
+            if self.segmentations[k] is None:
+                raise DataError(
+                    f"annotation {self.annotation_ids[k]} has no mask; evaluate boxes only"
+                )
+            masks.append(to_rle(self.segmentations[k], size))
+        return masks
+
+    def check_masks(self) -> None:
+        """Raise DataError, naming the first, if an object has no mask."""
+        without = [k for k, s in enumerate(self.segmentations) if s is None]
+        if without:
+            self.rles(np.array(without[:1]))
+
+    def restrict_images(self, image_ids: Sequence[int]) -> GroundTruth:
+        """The ground truth of some of the images.
+
+        Raises:
+            DataError: there is none, or an id is not in the file.
+        """
+        wanted = np.unique(np.asarray(image_ids))
+        if not len(wanted) or wanted.dtype.kind not in "iu":
+            raise DataError(f"image_ids must be whole numbers, at least one; got {image_ids!r:.60}")
+        unknown = wanted[positions(wanted, self.image_ids) < 0]
+        if len(unknown):
+            raise DataError(
+                f"{len(unknown)} of {len(wanted)} wanted images are not among the "
+                f"{len(self.image_ids)} of the annotation file, the first is {unknown[0]}"
+            )
+        keep = np.isin(self.image_ids, wanted)
+        objects = np.flatnonzero(keep[self.gt_image])
+        place = np.cumsum(keep) - 1
+
+        def renumbered(pairs):
+            image, category = np.divmod(pairs, self.num_classes)
+            there = keep[image]
+            return place[image[there]] * self.num_classes + category[there]
+
+        columns = ("gt_class", "gt_row", "boxes", "areas", "ignore")
+        return replace(
+            self,
+            image_ids=self.image_ids[keep],
+            image_sizes=self.image_sizes[keep],
+            negative=renumbered(self.negative),
+            not_exhaustive=renumbered(self.not_exhaustive),
+            gt_image=place[self.gt_image[objects]].astype(np.int32),
+            annotation_ids=[self.annotation_ids[k] for k in objects.tolist()],
+            segmentations=[self.segmentations[k] for k in objects.tolist()],
+            left_out_images=np.concatenate([self.left_out_images, self.image_ids[~keep]]),
+            **{name: getattr(self, name)[objects] for name in columns},
+        )
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+
+def load_ground_truth(json_file: str, category_ids: Sequence[int] | None = None) -> GroundTruth:
     """Read an LVIS or COCO annotation file; see :func:`prepare_ground_truth`.
 
     Raises:
         MissingFileError: no such file.
         DataError: not JSON, or not what :func:`prepare_ground_truth` accepts.
     """
-    path = PathManager.get_local_path(json_file)
+    path = _local_path(os.fspath(json_file))
     if not os.path.isfile(path):
         raise MissingFileError(
             f"no annotation file {path}; the environment variable DETECTRON2_DATASETS moves the "
             "directory of the data sets"
         )
-    with open(path, encoding="utf-8") as f:
-        try:
-            dataset = json.load(f)
-        except ValueError as e:
-            raise DataError(f"{path} is not a JSON file: {e}") from e
+    dataset = read_json(path)
     try:
         return prepare_ground_truth(dataset, category_ids)
     except DataError as e:
         raise DataError(f"{path}: {e}") from e
 
 
-def prepare_ground_truth(dataset: dict, category_ids: Sequence[int]) -> GroundTruth:
-    """The ground truth of an annotation file, in a form that may be modified.
+def _local_path(path: str) -> str:
+    """`path`, or that of the copy which Detectron2 makes of something like ``https://...``."""
+    if "://" not in path:
+        return path
+    from detectron2.utils.file_io import PathManager
+
+    return PathManager.get_local_path(path)
+
+
+def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = None) -> GroundTruth:
+    """The ground truth of an annotation file.
 
     A file without `neg_category_ids` and `not_exhaustive_category_ids` (COCO format) is taken
     as annotated exhaustively: every class that an image lacks is a negative there. Crowds
     (`iscrowd`) are left out, for LVIS has none; a detection on one counts as any other. An
-    annotation without `area` gets that of its mask, or of its box if it has no mask. Categories
-    that are not in `category_ids` take no part.
+    annotation without `area` gets that of its mask, or of its box if it has no mask. Objects of
+    area 0 are left out, as by LVISEval. Categories that are not in `category_ids` take no part.
 
     Args:
-        dataset: the content of the file; it is not modified.
-        category_ids: (C,) category id of each class.
+        dataset: the content of the file; it is not modified, and masks are shared with it.
+        category_ids: (C,) category id of each class. None: all, in ascending order.
 
     Raises:
         DataError: a category is missing, or an image or annotation cannot be used.
     """
     if not isinstance(dataset, dict) or not {"images", "categories"} <= set(dataset):
         raise DataError("an annotation file needs 'images' and 'categories'")
-    categories = _select_categories(dataset["categories"], category_ids)
-    images, federated = _prepare_images(dataset["images"], category_ids)
-    annotations, notes = _prepare_annotations(dataset.get("annotations", ()), images, category_ids)
+    with gc_paused():
+        categories = _select_categories(dataset["categories"], category_ids)
+        images = sorted(dataset["images"], key=_image_id)
+        image_ids = _integers([image["id"] for image in images], "image ids")
+        if (np.diff(image_ids) == 0).any():
+            again = image_ids[1:][np.diff(image_ids) == 0][0]
+            raise DataError(f"image {again} is in the file more than once")
+        federated = any(key in image for image in images for key in _LISTS)
+        classes = np.array([c["id"] for c in categories], dtype=np.int64)
+        lists = [_listed_pairs(images, key, classes, federated) for key in _LISTS]
+        sizes = _image_sizes(images)
+        annotations = dataset.get("annotations", ())
+        objects, notes = _prepare_annotations(annotations, image_ids, sizes, classes)
     others = len(dataset["categories"]) - len(categories)
     if others:
         notes.append(f"{others} categories of the file are not among the classes and are left out")
@@ -89,13 +213,17 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int]) -> GroundTr
             "no lists of negative and not exhaustively annotated classes: taken as annotated "
             "exhaustively, every class that an image lacks is a negative there"
         )
+    groups = _frequency_groups(categories)
     return GroundTruth(
-        images, annotations, categories, _frequency_groups(categories), federated, notes
+        image_ids, sizes, categories, federated, *lists, **objects, groups=groups, notes=notes
     )
 
 
-def _select_categories(categories: list[dict], category_ids: Sequence[int]) -> list[dict]:
+def _select_categories(categories: list[dict], category_ids: Sequence[int] | None) -> list[dict]:
+    _integers([c.get("id") for c in categories], "category ids")
     by_id = {c["id"]: c for c in categories}
+    if category_ids is None:
+        return [by_id[i] for i in sorted(by_id)]
     missing = [i for i in category_ids if i not in by_id]
     if missing:
         raise DataError(
@@ -110,67 +238,155 @@ def _frequency_groups(categories: list[dict]) -> list[str] | None:
     return groups if all(g in GROUPS for g in groups) else None
 
 
-def _prepare_images(images: list[dict], category_ids: Sequence[int]) -> tuple[dict, bool]:
-    """Images by id, with sets of negative and not exhaustive categories; whether federated."""
-    lists = ("neg_category_ids", "not_exhaustive_category_ids")
-    federated = any(key in image for image in images for key in lists)
-    everything, nothing = frozenset(category_ids), frozenset()  # shared by all images
-    prepared = {}
-    for image in images:
-        for key in ("height", "width"):
+def _image_id(image: dict) -> int:
+    image_id = image.get("id")
+    if not isinstance(image_id, int) or isinstance(image_id, bool):
+        raise DataError(f"an image id must be a whole number, got {image_id!r}")
+    return image_id
+
+
+def _integers(values: list, what: str) -> np.ndarray:
+    """(N,) int64."""
+    bad = set(map(type, values)) - {int}
+    if bad:
+        value = next(v for v in values if type(v) in bad)
+        raise DataError(f"{what} must be whole numbers, got {value!r}")
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError as e:
+        raise DataError(f"{what} must be whole numbers of at most 64 bits: {e}") from e
+
+
+def _image_sizes(images: list[dict]) -> np.ndarray:
+    for key in ("height", "width"):
+        for image in images:
             if key not in image:
                 raise DataError(f"image {image['id']} has no '{key}'")
-        new = {key: image[key] for key in ("id", "height", "width")}
-        for key, default in zip(lists, (everything, nothing), strict=True):
-            if federated and key not in image:
-                raise DataError(f"image {image['id']} has no '{key}' while others have")
-            new[key] = frozenset(image[key]) if federated else default
-        prepared[image["id"]] = new
-    return prepared, federated
+    sizes = [[image["height"], image["width"]] for image in images]
+    return np.array(sizes, dtype=np.int32).reshape(-1, 2)
 
 
-def _prepare_annotations(annotations, images, category_ids) -> tuple[list[dict], list[str]]:
-    wanted, prepared, left_out = set(category_ids), [], Counter()
+def _listed_pairs(images: list[dict], key: str, classes: np.ndarray, federated: bool) -> np.ndarray:
+    """(L,) int64 pairs that the images have under `key`; of the classes that take part."""
+    if not federated:
+        return np.zeros(0, np.int64)
+    try:
+        lists = [image[key] for image in images]
+    except KeyError:
+        lacking = next(image["id"] for image in images if key not in image)
+        raise DataError(f"image {lacking} has no '{key}' while others have") from None
+    of = np.repeat(np.arange(len(images)), list(map(len, lists)))
+    category = positions(_integers(list(chain.from_iterable(lists)), f"'{key}'"), classes)
+    known = category >= 0
+    return np.unique(of[known] * len(classes) + category[known])
+
+
+def _prepare_annotations(
+    annotations: Sequence[dict], image_ids: np.ndarray, sizes: np.ndarray, classes: np.ndarray
+) -> tuple[dict, list[str]]:
+    """The columns of the objects, as attributes of `GroundTruth`, and notes."""
+    left_out = Counter()
+    image, category = _image_and_class(annotations, image_ids, classes)
+    crowd = np.array([bool(ann.get("iscrowd")) for ann in annotations], dtype=bool)
+    wanted = category >= 0
+    left_out["crowd annotations are left out"] = np.count_nonzero(wanted & crowd)
+    rows = np.flatnonzero(wanted & ~crowd)
+    own = [annotations[i] for i in rows.tolist()]
+    boxes = _annotation_boxes(own)
+    masks = [ann.get("segmentation") or None for ann in own]
+    without = [k for k, ann in enumerate(own) if "area" not in ann]
+    left_out["annotations have no area; it is computed"] = len(without)
+    areas = np.array([ann.get("area", 0.0) for ann in own], dtype=np.float64)
+    for k in without:
+        areas[k] = _area(masks[k], boxes[k], sizes[image[rows[k]]].tolist())
+    ignore = np.array([bool(ann.get("ignore")) for ann in own], dtype=bool)
+    # The range of `LVIS.get_ann_ids`; it leaves out an area that is not a number as well.
+    counted = (areas > 0) & (areas < np.inf)
+    order = np.lexsort((image[rows], category[rows]))
+    order = order[counted[order]]
+    columns = {
+        "gt_image": image[rows][order].astype(np.int32),
+        "gt_class": category[rows][order].astype(np.int32),
+        "gt_row": rows[order],
+        "annotation_ids": [own[k].get("id") for k in order.tolist()],
+        "boxes": boxes[order],
+        "areas": areas[order],
+        "ignore": ignore[order],
+        "segmentations": [masks[k] for k in order.tolist()],
+    }
+    return columns, [f"{n} {what}" for what, n in left_out.items() if n]
+
+
+def _image_and_class(
+    annotations: Sequence[dict], image_ids: np.ndarray, classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) places of the image and of the class of each annotation; -1: not among the classes."""
+    own_images = [ann.get("image_id") for ann in annotations]
+    own_categories = [ann.get("category_id") for ann in annotations]
+    image = positions(_integers(own_images, "image ids of annotations"), image_ids)
+    if (image < 0).any():
+        ann = annotations[int(np.argmax(image < 0))]
+        raise DataError(
+            f"annotation {ann.get('id')} is of image {ann['image_id']}, which is not in the file"
+        )
+    category = _integers(own_categories, "category ids of annotations")
+    return image, positions(category, classes)
+
+
+def _annotation_boxes(annotations: list[dict]) -> np.ndarray:
+    """(G, 4) float64."""
+    try:
+        boxes = np.array([ann["bbox"] for ann in annotations], dtype=np.float64).reshape(-1, 4)
+        if len(boxes) == len(annotations) and np.isfinite(boxes).all():
+            return boxes
+    except (KeyError, TypeError, ValueError):
+        pass
     for ann in annotations:
-        if ann.get("image_id") not in images:
-            raise DataError(
-                f"annotation {ann.get('id')} is of image {ann.get('image_id')}, which is not in "
-                "the file"
-            )
-        if ann["category_id"] not in wanted:
-            continue
-        if ann.get("iscrowd"):
-            left_out["crowd annotations are left out"] += 1
-            continue
-        new = {k: ann[k] for k in ("image_id", "category_id", "bbox", "ignore") if k in ann}
-        if "bbox" not in new:
+        if "bbox" not in ann:
             raise DataError(f"annotation {ann.get('id')} has no 'bbox'")
-        new["id"] = len(prepared) + 1
-        # Kept so that a message can name the annotation of the file.
-        new["file_id"] = ann.get("id")
-        if ann.get("segmentation"):
-            new["segmentation"] = ann["segmentation"]
-        if "area" in ann:
-            new["area"] = ann["area"]
-        else:
-            left_out["annotations have no area; it is computed"] += 1
-            new["area"] = _area(new, images[ann["image_id"]])
-        prepared.append(new)
-    return prepared, [f"{n} {what}" for what, n in left_out.items()]
+        box = ann["bbox"]
+        try:
+            fine = len(box) == 4 and np.isfinite(np.array(box, dtype=np.float64)).all()
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise DataError(f"annotation {ann.get('id')} has the bbox {box!r:.60}, not 4 numbers")
+    raise AssertionError("no box has a fault")
 
 
-def _area(ann: dict, image: dict) -> float:
+def _area(mask, box: np.ndarray, size: list[int]) -> float:
     """Square pixels of the mask, or of the box where there is no mask."""
-    if "segmentation" in ann:
-        return float(mask_utils.area(to_rle(ann["segmentation"], image)))
-    return float(ann["bbox"][2] * ann["bbox"][3])
+    if mask is not None:
+        return float(mask_utils.area(to_rle(mask, size)))
+    return float(box[2] * box[3])
 
 
-def to_rle(segmentation, image: dict) -> dict:
-    """Compressed RLE of polygons, of an uncompressed RLE or of an RLE."""
-    height, width = image["height"], image["width"]
+def to_rle(segmentation, size: Sequence[int]) -> dict:
+    """Compressed RLE of polygons, of an uncompressed RLE or of an RLE.
+
+    Args:
+        segmentation: as in an annotation file.
+        size: height and width of the image.
+    """
     if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+        polygons = mask_utils.frPyObjects(segmentation, *size)
+        # Merging takes as long again, and a union of one polygon is that polygon.
+        return polygons[0] if len(polygons) == 1 else mask_utils.merge(polygons)
     if isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, height, width)
+        return mask_utils.frPyObjects(segmentation, *size)
     return segmentation
+
+
+def positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N,) int, the place of each id in `known`, which are unique; -1: it is not there."""
+    if not len(known) or not len(ids):
+        return np.full(len(ids), -1)
+    low, high = int(known.min()), int(known.max())
+    if high - low < _TABLE_SIZE:
+        # One entry more at either end, for ids outside the range.
+        table = np.full(high - low + 3, -1)
+        table[known - low + 1] = np.arange(len(known))
+        return table[np.clip(ids, low - 1, high + 1) - (low - 1)]
+    order = np.argsort(known)
+    at = np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)
+    return np.where(known[order[at]] == ids, order[at], -1)

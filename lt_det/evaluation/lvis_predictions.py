@@ -1,66 +1,78 @@
-"""Predictions in the results format of LVIS.
+"""Files of predictions: the results format of LVIS and COCO, and columns.
 
-A list of {"image_id", "category_id" (of the file), "bbox" (XYWH, pixels), "score",
-"segmentation" (RLE)}.
+The results format is a JSON list of {"image_id", "category_id" (of the annotation file), "bbox"
+(XYWH, pixels), "score", "segmentation" (RLE)}. Columns are said in
+:mod:`lt_det.evaluation.predictions`.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import os
-from collections import defaultdict
-from collections.abc import Iterable
+
+import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
-from lt_det.evaluation.results import atomic_file
+from lt_det.evaluation.json_files import read_json_list, write_json_list
+from lt_det.evaluation.predictions import Predictions, is_finite
 
 PREDICTIONS_FILE = "lvis_instances_results.json"
 
 
-def load_predictions(path: str) -> list[dict]:
-    """Read predictions in the results format of LVIS.
+def read_predictions(path: str | os.PathLike) -> Predictions:
+    """Read predictions as columns.
+
+    Args:
+        path: a JSON file in the results format, a ``.npz`` file of columns, or a folder of these.
 
     Raises:
         MissingFileError: no such file.
-        DataError: not a list of predictions; the message names the file and the entry.
+        DataError: something else; the message names the file and the entry.
     """
-    if not os.path.isfile(path):
-        raise MissingFileError(
-            f"no predictions {path}; an evaluation writes {PREDICTIONS_FILE} into its output_dir"
-        )
-    with open(path, encoding="utf-8") as f:
-        try:
-            predictions = json.load(f)
-        except ValueError as e:
-            raise DataError(f"{path} is not a JSON file: {e}") from e
-    if not isinstance(predictions, list):
-        raise DataError(f"{path}: expected a list of predictions, got {type(predictions).__name__}")
+    path = os.fspath(path)
+    if os.path.isdir(path) or path.endswith(".npz"):
+        return Predictions.load(path)
+    _check_file(path)
     try:
-        check_fields(predictions)
+        return Predictions.from_pieces(read_json_list(path))
+    except DataError as e:
+        raise DataError(str(e) if path in str(e) else f"{path}: {e}") from e
+
+
+def load_predictions(path: str | os.PathLike) -> list[dict]:
+    """Read a JSON file in the results format as it is.
+
+    Raises:
+        MissingFileError, DataError: see :func:`read_predictions`.
+    """
+    path = os.fspath(path)
+    _check_file(path)
+    predictions = [p for piece in read_json_list(path) for p in piece]
+    try:
+        Predictions.from_results(predictions)
     except DataError as e:
         raise DataError(f"{path}: {e}") from e
     return predictions
 
 
-def check_fields(predictions: list[dict]) -> None:
-    """Raise DataError for the first prediction that lacks something."""
-    for i, p in enumerate(predictions):
-        missing = {"image_id", "category_id", "score"} - set(p if isinstance(p, dict) else ())
-        if missing:
-            raise DataError(f"prediction {i} has no {sorted(missing)[0]!r}")
-        if "bbox" not in p and "segmentation" not in p:
-            raise DataError(f"prediction {i} has neither 'bbox' nor 'segmentation'")
+def _check_file(path: str) -> None:
+    if not os.path.isfile(path):
+        raise MissingFileError(
+            f"no predictions {path}; an evaluation writes {PREDICTIONS_FILE} into its output_dir"
+        )
 
 
-def write_predictions(path: str, predictions: Iterable[dict]) -> None:
-    """Write predictions in the results format of LVIS, one per line, all or nothing."""
-    with atomic_file(path) as f:
-        f.write("[")
-        for i, prediction in enumerate(predictions):
-            f.write(("\n" if i == 0 else ",\n") + json.dumps(prediction, allow_nan=False))
-        f.write("\n]\n")
+def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None:
+    """Write predictions in the results format, all or nothing.
+
+    Raises:
+        DataError: a score or box is not finite, which JSON cannot hold.
+    """
+    finite = is_finite(predictions)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise DataError(f"prediction {row} has a score or box that is not finite")
+    write_json_list(path, predictions.results())
 
 
 def drop_non_finite(predictions: list[dict]) -> tuple[list[dict], int]:
@@ -71,14 +83,3 @@ def drop_non_finite(predictions: list[dict]) -> tuple[list[dict], int]:
         if math.isfinite(p["score"]) and all(map(math.isfinite, p.get("bbox", ())))
     ]
     return kept, len(predictions) - len(kept)
-
-
-def limit_per_image(predictions: list[dict], max_detections: int) -> list[dict]:
-    """The `max_detections` predictions of highest score in each image; ties: the first ones."""
-    by_image = defaultdict(list)
-    for p in predictions:
-        by_image[p["image_id"]].append(p)
-    for image_id, own in by_image.items():
-        if len(own) > max_detections:
-            by_image[image_id] = sorted(own, key=lambda p: -p["score"])[:max_detections]
-    return list(itertools.chain.from_iterable(by_image.values()))

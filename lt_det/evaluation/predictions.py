@@ -1,0 +1,420 @@
+"""Predicted boxes and masks as columns: a few large arrays in place of millions of dicts."""
+
+from __future__ import annotations
+
+import glob
+import numbers
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import pycocotools.mask as mask_utils
+
+from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.json_files import gc_paused
+from lt_det.evaluation.results import atomic_file
+
+# Dicts that are read at once: few enough to stay in the cache of a processor between columns.
+BLOCK = 256
+_COLUMNS = ("image_ids", "category_ids", "scores")
+_MASK_COLUMNS = ("mask_sizes", "mask_counts", "mask_offsets")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """N predictions, one per row, in the order in which they were made.
+
+    Attributes:
+        image_ids: (N,) int64, as in the annotation file.
+        category_ids: (N,) int64, as in the annotation file.
+        scores: (N,) float64.
+        boxes: (N, 4) float64 XYWH in pixels; None: there are none.
+        mask_sizes: (N, 2) int32 height and width of the mask of each row; None: no masks.
+        mask_counts: (B,) uint8, the compressed run lengths of all masks, as pycocotools has
+            them, one after the other.
+        mask_offsets: (N + 1,) int64, where in `mask_counts` those of each row begin, and B.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray | None = None
+    mask_sizes: np.ndarray | None = None
+    mask_counts: np.ndarray | None = None
+    mask_offsets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def tasks(self) -> set[str]:
+        """What there is to evaluate: "bbox" if there are boxes, "segm" if there are masks."""
+        has = {"bbox": self.boxes is not None, "segm": self.mask_sizes is not None}
+        return {task for task, there in has.items() if there}
+
+    @classmethod
+    def from_results(cls, results: Iterable[dict], first: int = 0) -> Predictions:
+        """Columns of predictions in the results format of LVIS and COCO.
+
+        Args:
+            results: dicts with "image_id", "category_id", "score", and "bbox" (XYWH, pixels) or
+                "segmentation" (RLE, compressed or not) or both; all have what the first one has.
+            first: the number of the first one in messages.
+
+        Raises:
+            DataError: an entry lacks something or holds something else; the message has its
+                number.
+        """
+        results = results if isinstance(results, Sequence) else list(results)
+        return _columns(results, first)
+
+    @classmethod
+    def from_pieces(cls, pieces: Iterable[Sequence[dict]]) -> Predictions:
+        """As :meth:`from_results`, of lists that come one after the other."""
+        parts, number = [], 0
+        for piece in pieces:
+            parts.append(_columns(piece, number))
+            number += len(piece)
+        return concatenate(parts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Predictions:
+        """Read columns from a file of :meth:`save`, or from all of a folder.
+
+        Args:
+            path: a ``.npz`` file, or a folder; its ``.npz`` files, also those in folders in
+                it, are read in the order of their names.
+
+        Raises:
+            MissingFileError: no such file, or nothing in the folder.
+            DataError: a file that is something else; the message names it.
+        """
+        path = os.fspath(path)
+        if not os.path.isdir(path):
+            return _load(path)
+        files = sorted(glob.glob(os.path.join(glob.escape(path), "**", "*.npz"), recursive=True))
+        if not files:
+            raise MissingFileError(f"no column files (.npz) in the folder {path}")
+        return concatenate([_load(file) for file in files])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the columns to a ``.npz`` file, all or nothing."""
+        columns = {k: v for k, v in vars(self).items() if v is not None}
+        with atomic_file(path, binary=True) as f:
+            np.savez(f, **columns)
+
+    def select(self, rows: np.ndarray) -> Predictions:
+        """Some rows: (M,) ints, or (N,) bool."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        boxes = None if self.boxes is None else self.boxes[rows]
+        head = (self.image_ids[rows], self.category_ids[rows], self.scores[rows], boxes)
+        if self.mask_sizes is None:
+            return Predictions(*head)
+        starts = self.mask_offsets[rows]
+        sizes = self.mask_offsets[rows + 1] - starts
+        offsets = _offsets(sizes)
+        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
+        return Predictions(*head, self.mask_sizes[rows], self.mask_counts[at], offsets)
+
+    def masks(self, rows: np.ndarray) -> list[dict]:
+        """The masks of some rows as pycocotools takes them."""
+        data = memoryview(np.ascontiguousarray(self.mask_counts))
+        ranges = zip(
+            self.mask_sizes[rows].tolist(),
+            self.mask_offsets[rows].tolist(),
+            self.mask_offsets[rows + 1].tolist(),
+            strict=True,
+        )
+        return [{"size": size, "counts": bytes(data[a:b])} for size, a, b in ranges]
+
+    def results(self, block: int = 4096) -> Iterator[list[dict]]:
+        """All rows in the results format of LVIS, in lists of `block`."""
+        for start in range(0, len(self), block):
+            yield self._results_of(slice(start, start + block))
+
+    def _results_of(self, rows: slice) -> list[dict]:
+        columns = [self.image_ids[rows], self.category_ids[rows], self.scores[rows]]
+        names = ["image_id", "category_id", "score"]
+        if self.boxes is not None:
+            columns.insert(2, self.boxes[rows])
+            names.insert(2, "bbox")
+        values = [column.tolist() for column in columns]
+        if self.mask_sizes is not None:
+            values.append(self._masks_as_text(rows))
+            names.append("segmentation")
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def _masks_as_text(self, rows: slice) -> list[dict]:
+        sizes = self.mask_sizes[rows].tolist()
+        ends = self.mask_offsets[rows.start : rows.stop + 1]
+        text = self.mask_counts[ends[0] : ends[-1]].tobytes().decode("ascii")
+        ends = (ends - ends[0]).tolist()
+        ranges = zip(sizes, ends[:-1], ends[1:], strict=True)
+        return [{"size": size, "counts": text[a:b]} for size, a, b in ranges]
+
+
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    """The rows of all parts in turn.
+
+    Raises:
+        DataError: some have boxes or masks and others have not.
+    """
+    # A part without rows says nothing of what the others have.
+    parts = [p for p in parts if len(p)] or list(parts[:1])
+    if not parts:
+        return _columns([], 0)
+    if any(p.tasks != parts[0].tasks for p in parts):
+        raise DataError("some predictions have a box or mask and others have none")
+    columns = {}
+    for name in (*_COLUMNS, "boxes", "mask_sizes", "mask_counts"):
+        values = [getattr(p, name) for p in parts]
+        columns[name] = None if values[0] is None else np.concatenate(values)
+    if parts[0].mask_sizes is not None:
+        sizes = [np.diff(p.mask_offsets) for p in parts]
+        columns["mask_offsets"] = _offsets(np.concatenate(sizes))
+    return Predictions(**columns)
+
+
+def is_finite(predictions: Predictions) -> np.ndarray:
+    """(N,) bool, whether the score and the box of each row are finite."""
+    finite = np.isfinite(predictions.scores)
+    if predictions.boxes is not None:
+        finite &= np.isfinite(predictions.boxes).all(axis=1)
+    return finite
+
+
+def check_sizes(predictions: Predictions) -> None:
+    """Raise DataError for the first box whose width or height is negative, naming its row."""
+    if predictions.boxes is None:
+        return
+    negative = (predictions.boxes[:, 2:] < 0).any(axis=1)
+    if negative.any():
+        row = int(np.argmax(negative))
+        raise DataError(
+            f"prediction {row}, of image {predictions.image_ids[row]}, has a box of negative "
+            f"size, {predictions.boxes[row].tolist()}: a box is x, y, width, height; "
+            f"{np.count_nonzero(negative)} predictions have such a box"
+        )
+
+
+# ---- from dicts ------------------------------------------------------------------------------
+
+
+def _columns(results: Sequence[dict], first: int) -> Predictions:
+    """See :meth:`Predictions.from_results`."""
+    number = len(results)
+    ids, categories = np.empty(number, np.int64), np.empty(number, np.int64)
+    scores = np.empty(number)
+    head = results[0] if number and isinstance(results[0], dict) else {}
+    boxes = np.empty((number, 4)) if "bbox" in head else None
+    masks = _MaskColumns(number) if "segmentation" in head else None
+    with gc_paused():
+        for start in range(0, number, BLOCK):
+            block = results[start : start + BLOCK]
+            rows = slice(start, start + len(block))
+            try:
+                ids[rows] = _numbers([p["image_id"] for p in block], numbers.Integral)
+                categories[rows] = _numbers([p["category_id"] for p in block], numbers.Integral)
+                scores[rows] = _numbers([p["score"] for p in block], numbers.Real)
+                if boxes is not None:
+                    boxes[rows] = _boxes([p["bbox"] for p in block])
+                if masks is not None:
+                    masks.add(rows, [p["segmentation"] for p in block])
+                same = _same_keys(block, boxes is not None, masks is not None)
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+                same = False
+            if not same:
+                _raise_fault(block, first + start, "bbox" in head, "segmentation" in head)
+    return Predictions(ids, categories, scores, boxes, **(masks.columns() if masks else {}))
+
+
+def _same_keys(block: Sequence[dict], with_box: bool, with_mask: bool) -> bool:
+    """Whether all entries have a box, a mask or both, as said."""
+    if not with_box and not with_mask:
+        return False
+    return all(("bbox" in p) == with_box and ("segmentation" in p) == with_mask for p in block)
+
+
+def _numbers(values: list, kind: type) -> list:
+    """`values` if all are numbers of this kind.
+
+    Raises:
+        TypeError: one is not, or is a bool, which Python takes for a number.
+    """
+    for found in set(map(type, values)):
+        if found is bool or not issubclass(found, kind):
+            raise TypeError(f"a {found.__name__}")
+    return values
+
+
+def _boxes(boxes: list) -> np.ndarray:
+    """(M, 4) float64 of M sequences of four numbers."""
+    if set(map(len, boxes)) != {4}:
+        raise ValueError("not four numbers")
+    flat = list(chain.from_iterable(boxes))
+    return np.array(_numbers(flat, numbers.Real), dtype=np.float64).reshape(-1, 4)
+
+
+class _MaskColumns:
+    """Columns of masks, filled block by block."""
+
+    def __init__(self, number: int):
+        self._sizes = np.empty((number, 2), dtype=np.int32)
+        self._lengths = np.empty(number, dtype=np.int64)
+        self._counts = bytearray()
+
+    def add(self, rows: slice, masks: list[dict]) -> None:
+        """Add the masks of some rows, which come in turn."""
+        counts = [m["counts"] for m in masks]
+        kinds = set(map(type, counts))
+        if kinds == {str}:
+            counts = [c.encode("ascii") for c in counts]
+        elif kinds != {bytes}:
+            counts = [_compressed(m) for m in masks]
+        self._sizes[rows] = _mask_sizes([m["size"] for m in masks])
+        self._lengths[rows] = list(map(len, counts))
+        self._counts += b"".join(counts)
+
+    def columns(self) -> dict:
+        """As attributes of `Predictions`."""
+        counts = np.frombuffer(self._counts, dtype=np.uint8)
+        arrays = (self._sizes, counts, _offsets(self._lengths))
+        return dict(zip(_MASK_COLUMNS, arrays, strict=True))
+
+
+def _mask_sizes(sizes: list) -> np.ndarray:
+    """(M, 2) ints of M pairs of ints."""
+    if set(map(len, sizes)) != {2}:
+        raise ValueError("not two numbers")
+    flat = _numbers(list(chain.from_iterable(sizes)), numbers.Integral)
+    return np.array(flat, dtype=np.int64).reshape(-1, 2)
+
+
+def _compressed(mask: dict) -> bytes:
+    """The compressed run lengths of an RLE, whose counts may be text, bytes or a list."""
+    counts = mask["counts"]
+    if isinstance(counts, list):
+        return mask_utils.frPyObjects(mask, *mask["size"])["counts"]
+    return counts.encode("ascii") if isinstance(counts, str) else bytes(memoryview(counts))
+
+
+def _raise_fault(block: Sequence, first: int, with_box: bool, with_mask: bool) -> None:
+    """Raise DataError for the first entry of `block`, whose number is `first`, with a fault."""
+    for i, p in enumerate(block, start=first):
+        fault = _fault(p, with_box, with_mask)
+        if fault:
+            raise DataError(f"prediction {i} {fault}")
+    raise AssertionError("no entry has a fault")
+
+
+def _fault(p, with_box: bool, with_mask: bool) -> str | None:
+    """What is wrong with an entry; None: nothing."""
+    if not isinstance(p, dict):
+        return f"is not an object but {p!r:.60}"
+    missing = {"image_id", "category_id", "score"} - set(p)
+    if missing:
+        return f"has no {sorted(missing)[0]!r}"
+    if "bbox" not in p and "segmentation" not in p:
+        return "has neither 'bbox' nor 'segmentation'"
+    for key, there in (("bbox", with_box), ("segmentation", with_mask)):
+        if there != (key in p):
+            return f"has {'no' if there else 'a'} {key!r}, unlike the first one"
+    checks = {
+        "image_id": (_check_id, "a whole number of at most 64 bits"),
+        "category_id": (_check_id, "a whole number of at most 64 bits"),
+        "score": (_check_score, "a number"),
+        "bbox": (_check_box, "four numbers: x, y, width, height"),
+        "segmentation": (_check_mask, "an RLE, {'size': [height, width], 'counts': ...}"),
+    }
+    for key, (check, wanted) in checks.items():
+        if key in p and not check(p[key]):
+            return f"has {key!r} {p[key]!r:.60}, which is not {wanted}"
+    return None
+
+
+def _check_id(value) -> bool:
+    return _is_number(value, numbers.Integral) and -(1 << 63) <= value < 1 << 63
+
+
+def _check_score(value) -> bool:
+    return _is_number(value, numbers.Real)
+
+
+def _check_box(value) -> bool:
+    try:
+        return len(value) == 4 and all(_is_number(v, numbers.Real) for v in value)
+    except TypeError:
+        return False
+
+
+def _check_mask(value) -> bool:
+    try:
+        return _mask_sizes([value["size"]]).min() >= 0 and _compressed(value) is not None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_number(value, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def _load(path: str) -> Predictions:
+    if not os.path.isfile(path):
+        raise MissingFileError(f"no column file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise DataError(f"{path} cannot be read: {e}. Is it cut off?") from e
+    missing = [name for name in _COLUMNS if name not in found]
+    if any(name in found for name in _MASK_COLUMNS):
+        missing += [name for name in _MASK_COLUMNS if name not in found]
+    if missing:
+        raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(found) or 'none'}")
+    names = (*_COLUMNS, "boxes", *_MASK_COLUMNS)
+    predictions = Predictions(**{name: found[name] for name in names if name in found})
+    try:
+        check_columns(predictions)
+    except DataError as e:
+        raise DataError(f"{path}: {e}") from e
+    return predictions
+
+
+def check_columns(predictions: Predictions) -> None:
+    """Raise DataError for the first column of another type or length than described."""
+    number = len(predictions)
+    wanted = {
+        "image_ids": ("i", (number,)),
+        "category_ids": ("i", (number,)),
+        "scores": ("f", (number,)),
+        "boxes": ("f", (number, 4)),
+        "mask_sizes": ("i", (number, 2)),
+        "mask_counts": ("u", None),
+        "mask_offsets": ("i", (number + 1,)),
+    }
+    for name, (kind, shape) in wanted.items():
+        column = getattr(predictions, name)
+        if column is None:
+            continue
+        if column.dtype.kind != kind or (shape is not None and column.shape != shape):
+            raise DataError(
+                f"array {name!r} is {column.dtype} of shape {column.shape}; wanted is kind "
+                f"{kind!r} of shape {shape or '(any,)'}"
+            )
+    offsets = predictions.mask_offsets
+    if offsets is None:
+        return
+    ends = [offsets[0], offsets[-1] - len(predictions.mask_counts)]
+    if any(ends) or (np.diff(offsets) < 0).any():
+        raise DataError("array 'mask_offsets' does not rise from 0 to the size of 'mask_counts'")
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    """(N + 1,) int64, where each of N rows of these sizes begins, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
