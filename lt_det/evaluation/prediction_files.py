@@ -120,19 +120,13 @@ class PredictionFiles:
         read = (_images_of(os.path.join(self._folder, name)) for name in names)
         return {int(i) for images in read for i in images}
 
-    def add(self, image_id: int, predictions: Predictions) -> bool:
-        """Take the predictions of an image; False if this rank has had the image before.
-
-        The first ones count: a sampler that pads its ranks gives some images twice.
-        """
+    def add(self, image_id: int, predictions: Predictions) -> None:
+        """Take the predictions of an image."""
         if not self._started:
             self.start()
-        if image_id in self._own.seen:
-            return False
         self._own.add(image_id, predictions)
         if self._own.bytes >= PART_BYTES or self._own.seconds() >= PART_SECONDS:
             self._close_part()
-        return True
 
     def parts(self) -> list[str | Part]:
         """All that was taken, in turn: paths of files, or parts in memory without a folder."""
@@ -143,7 +137,7 @@ class PredictionFiles:
         return list(self._parts)
 
     def _close_part(self) -> None:
-        part = self._own.part()
+        part, self._own = self._own.part(), _Own()
         if self._folder is None:
             self._parts.append(part)
         else:
@@ -154,38 +148,30 @@ class PredictionFiles:
 
 
 class _Own:
-    """What a rank holds in memory, and the ids of all images that it has had."""
+    """What a rank holds in memory."""
 
     def __init__(self):
-        self.seen: set[int] = set()
-        self._clear()
-
-    def _clear(self) -> None:
         self.images: list[int] = []
-        self._predictions: list[Predictions] = []
         self.bytes = 0
+        self._predictions: list[Predictions] = []
+        self._since = 0.0
 
     def add(self, image_id: int, predictions: Predictions) -> None:
         if not self.images:
             self._since = time.monotonic()
-        self.seen.add(image_id)
         self.images.append(image_id)
         self._predictions.append(predictions)
-        self.bytes += sum(
-            column.nbytes for column in vars(predictions).values() if column is not None
-        )
+        self.bytes += sum(c.nbytes for c in vars(predictions).values() if c is not None)
 
     def seconds(self) -> float:
         """Since the first image."""
         return time.monotonic() - self._since
 
     def part(self) -> Part:
-        """All that is held, which is forgotten."""
+        """All of it."""
         images = np.array(self.images, dtype=np.int64)
         rows = np.array([len(p) for p in self._predictions], dtype=np.int64)
-        part = Part(images, rows, concatenate(self._predictions))
-        self._clear()
-        return part
+        return Part(images, rows, concatenate(self._predictions))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -230,7 +216,8 @@ def read_part(path: str) -> Part:
 def join_parts(parts: Sequence[str | Part]) -> Part:
     """All images and predictions of parts and of files with parts, in turn.
 
-    Of an image that is there more than once, the first predictions are taken.
+    Of an image that is there more than once, as a sampler gives it that pads its ranks, the first
+    predictions are taken.
 
     Raises:
         MissingFileError, DataError: see :func:`read_part`.
@@ -242,6 +229,10 @@ def join_parts(parts: Sequence[str | Part]) -> Part:
     first = np.zeros(len(images), dtype=bool)
     first[np.unique(images, return_index=True)[1]] = True
     if not first.all():
+        logger.warning(
+            f"{np.count_nonzero(~first)} images were processed more than once; their first "
+            "predictions are used"
+        )
         predictions = predictions.select(np.repeat(first, rows))
     return Part(images[first], rows[first], predictions)
 
