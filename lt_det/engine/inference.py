@@ -1,12 +1,24 @@
-"""What a model predicts for the images of a test set, in the form in which it costs least."""
+"""What a model predicts for the images of a test set: at the least cost, and only once."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+
 import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances, ROIMasks
+from detectron2.utils.file_io import PathManager
 from torch import nn
+
+from lt_det.evaluation.lvis import LongTailLVISEvaluator
+
+# What the predictions for an image do not depend on.
+_OTHER_KEYS = ("DATALOADER", "OUTPUT_DIR", "SOLVER", "VIS_PERIOD")
 
 
 class MasksInBoxes(nn.Module):
@@ -82,3 +94,49 @@ def postprocess(instances: Instances, image: dict) -> Instances:
 
 def _roi_masks(masks: torch.Tensor | ROIMasks) -> ROIMasks:
     return masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
+
+
+def prediction_fingerprint(
+    cfg: CfgNode, weights: str | None, counts_fingerprint: str | None, annotations: str
+) -> str:
+    """What decides the predictions for a test set, as SHA-256; "" if it is not known.
+
+    Of the configuration, all but what is about the training and the loader; of the files, place,
+    size and time of the last change.
+
+    Args:
+        cfg: prepared.
+        weights: checkpoint; None: those of a running training, which no file may hold.
+        counts_fingerprint: of the class counts of the training set, which some scores depend on.
+        annotations: file of the test set.
+    """
+    if not weights:
+        return ""
+    own = cfg.clone()
+    own.defrost()
+    for key in _OTHER_KEYS:
+        own.pop(key)
+    own.MODEL.pop("WEIGHTS")
+    files = [_identity(path) for path in (weights, annotations)]
+    content = json.dumps([own.dump(), files, counts_fingerprint])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _identity(path: str) -> list:
+    path = os.path.realpath(PathManager.get_local_path(path))
+    status = os.stat(path)
+    return [path, status.st_size, status.st_mtime_ns]
+
+
+def resume_predictions(evaluator: DatasetEvaluator) -> set[int]:
+    """Ids of images whose predictions a killed evaluation has left; all ranks must call it.
+
+    Of detections only: what other evaluators keep is made in minutes.
+    """
+    return evaluator.resume() if isinstance(evaluator, LongTailLVISEvaluator) else set()
+
+
+def model_for(evaluator: DatasetEvaluator, model: nn.Module) -> nn.Module:
+    """`model` as it costs least, if the evaluator knows masks inside boxes."""
+    known = isinstance(evaluator, LongTailLVISEvaluator)
+    return masks_in_boxes(model) if known else model
