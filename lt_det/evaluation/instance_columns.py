@@ -60,7 +60,9 @@ def _mask_columns(instances: Instances) -> dict[str, np.ndarray]:
         texts = encode_masks(masks.tensor.detach().numpy(), _finite(instances), size)
         sizes = [size] * len(texts)
     else:
-        rles = [coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) for m in masks]
+        rles = [
+            coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) for m in map(np.asarray, masks)
+        ]
         texts = [rle["counts"] for rle in rles]
         sizes = [rle["size"] for rle in rles]
     lengths = np.array([0, *map(len, texts)], dtype=np.int64)

@@ -214,14 +214,17 @@ def read_part(path: str) -> Part:
 
 
 def join_parts(parts: Sequence[str | Part]) -> Part:
-    """All images and predictions of parts and of files with parts, in turn.
+    """All images and predictions of parts, or of files with parts.
 
-    Of an image that is there more than once, as a sampler gives it that pads its ranks, the first
-    predictions are taken.
+    In turn; if all are files, in the order of :func:`part_files`, so that rows have the same number
+    whoever reads them. Of an image that is there more than once, as a sampler gives it that pads
+    its ranks, the first predictions are taken.
 
     Raises:
         MissingFileError, DataError: see :func:`read_part`.
     """
+    if all(isinstance(part, str) for part in parts):
+        parts = sorted(parts)
     parts = [read_part(part) if isinstance(part, str) else part for part in parts]
     images = np.concatenate([np.zeros(0, np.int64), *(part.images for part in parts)])
     rows = np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)])

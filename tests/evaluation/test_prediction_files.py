@@ -175,9 +175,11 @@ def test_a_resumed_run_goes_on_where_the_last_one_died(folder, small_parts, rank
     assert all(files.images(kept[0]) == {1, 2, 5} for files in again)
     add(again[-1], {7: 2})
     parts = [part for files in again for part in files.parts()]
-    assert join_parts(parts).images.tolist() == [1, 2, 5, 7]
-    assert sorted(read_folder(folder).images.tolist()) == [1, 2, 5, 7]
-    assert rows(join_parts(parts))[2:5] == next(found(2, 3).results())
+    joined, read = join_parts(parts), read_folder(folder)
+    assert sorted(joined.images.tolist()) == [1, 2, 5, 7]
+    assert rows(joined)[2:5] == next(found(2, 3).results())
+    # Matches name predictions by their row.
+    assert rows(joined) == rows(read) and joined.images.tolist() == read.images.tolist()
 
 
 def test_predictions_of_other_weights_are_not_resumed(folder, small_parts, caplog):
