@@ -8,7 +8,8 @@ from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
 from lt_det.evaluation import mask_encoding
-from lt_det.evaluation.mask_encoding import encode_edges, encode_masks, paste_in_box
+from lt_det.evaluation.mask_encoding import encode_masks, paste_in_box
+from lt_det.evaluation.run_lengths import encode_edges
 
 SIZES = [(1, 1), (1, 40), (33, 1), (5, 17), (40, 100), (120, 90)]
 CELLS = [1, 2, 7, 14, 28]
@@ -155,19 +156,6 @@ def test_the_size_of_the_image_does_not_matter():
     (text,) = encode_masks(np.ones((1, 28, 28)), box, (side, side))
     start = 50_000 * side + 60_000
     assert runs_of(text) == [start, 3, side - 3, 3, side**2 - start - side - 3]
-
-
-def test_edges_to_text():
-    rng = np.random.default_rng(5)
-    masks = rng.random((20, 30, 40)) < rng.random((20, 1, 1)) ** 2
-    masks[3], masks[11], masks[19] = True, False, False
-    masks[4, 0, 0] = masks[5, -1, -1] = True
-    edges = [np.flatnonzero(np.diff(m.ravel(order="F"), prepend=False)) for m in masks]
-    # A mask that is there up to the last pixel ends after it.
-    edges = [np.append(e, 1200) if m[-1, -1] else e for e, m in zip(edges, masks, strict=True)]
-    of = np.repeat(np.arange(20), [len(e) for e in edges])
-    expected = [coco_mask.encode(np.asfortranarray(m, np.uint8))["counts"] for m in masks]
-    assert encode_edges(np.concatenate(edges), of, 20, 1200) == expected
 
 
 def test_no_masks():
