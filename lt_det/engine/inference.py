@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
@@ -15,10 +16,11 @@ from detectron2.structures import Instances, ROIMasks
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+import lt_det
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 
 # What the predictions for an image do not depend on.
-_OTHER_KEYS = ("DATALOADER", "OUTPUT_DIR", "SOLVER", "VIS_PERIOD")
+_OTHER_KEYS = ("DATALOADER", "OUTPUT_DIR", "SEED", "SOLVER", "VIS_PERIOD")
 
 
 class MasksInBoxes(nn.Module):
@@ -56,11 +58,7 @@ def masks_in_boxes(model: nn.Module) -> nn.Module:
         and type(inner).inference is GeneralizedRCNN.inference
         and type(inner).forward is GeneralizedRCNN.forward
     )
-    return MasksInBoxes(inner) if plain and _predicts_masks(inner) else model
-
-
-def _predicts_masks(model: GeneralizedRCNN) -> bool:
-    return bool(getattr(model.roi_heads, "mask_on", False))
+    return MasksInBoxes(inner) if plain and getattr(inner.roi_heads, "mask_on", False) else model
 
 
 def postprocess(instances: Instances, image: dict) -> Instances:
@@ -102,7 +100,7 @@ def prediction_fingerprint(
     """What decides the predictions for a test set, as SHA-256; "" if it is not known.
 
     Of the configuration, all but what is about the training and the loader; of the files, place,
-    size and time of the last change.
+    size and time of the last change; of the code, only the versions.
 
     Args:
         cfg: prepared.
@@ -118,7 +116,8 @@ def prediction_fingerprint(
         own.pop(key)
     own.MODEL.pop("WEIGHTS")
     files = [_identity(path) for path in (weights, annotations)]
-    content = json.dumps([own.dump(), files, counts_fingerprint])
+    versions = [lt_det.__version__, detectron2.__version__, torch.__version__]
+    content = json.dumps([own.dump(), files, counts_fingerprint, versions])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN
 
+import lt_det
 from lt_det.engine import LongTailTrainer, load_config, prepare_config
 from lt_det.engine.inference import prediction_fingerprint
 from lt_det.engine.trainer import evaluate_checkpoint
@@ -115,6 +116,7 @@ def test_predictions_of_another_model_are_not_used(evaluate, tmp_path, options, 
         ("SOLVER.BASE_LR", "0.5", True),
         ("DATALOADER.NUM_WORKERS", "3", True),
         ("OUTPUT_DIR", "elsewhere", True),
+        ("SEED", "7", True),
         ("TEST.DETECTIONS_PER_IMAGE", "11", False),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.3", False),
         ("INPUT.FORMAT", "RGB", False),
@@ -129,7 +131,7 @@ def test_what_predictions_depend_on(options, tmp_path, key, value, same):
     assert (before == after) == same
 
 
-def test_fingerprints_of_files_and_counts(options, tmp_path):
+def test_fingerprints_of_files_counts_and_code(options, tmp_path, monkeypatch):
     cfg = load_config(CONFIG, options)
     cfg.freeze()
     weights, copy = (str(tmp_path / name) for name in ("weights.pth", "copy.pth"))
@@ -144,5 +146,7 @@ def test_fingerprints_of_files_and_counts(options, tmp_path):
         )
     }
     assert len(prints) == 4
+    monkeypatch.setattr(lt_det, "__version__", "0.0")
+    assert prediction_fingerprint(cfg, weights, "counts", weights) not in prints
     # A model that is being trained has no file.
     assert prediction_fingerprint(cfg, None, "counts", weights) == ""
