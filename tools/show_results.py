@@ -4,6 +4,7 @@
 tools/show_results.py output/eqlv2
 tools/show_results.py EQLv2=runs/a EQLv2=runs/b Seesaw=runs/c    # mean ± std over seeds
 tools/show_results.py output/eqlv2 --per-class
+tools/show_results.py output/eqlv2 --intervals                   # 21.3 [19.9, 22.8]
 """
 
 import argparse
@@ -37,6 +38,12 @@ def parse_args(argv=None):
         help="runs that share this are one row, mean ± sample standard deviation over seeds. "
         "label: the LABEL given (a run without one is a row of its own); config: the name of the "
         "configuration file; none: one row per run",
+    )
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="the confidence interval of a single run, where its record has one (tools/compare.py "
+        "has those of differences)",
     )
     parser.add_argument("--per-class", action="store_true", help="one row per class as well")
     parser.add_argument(
@@ -87,7 +94,13 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     try:
         rows = collect(args.runs, args.group_by)
-        print(format_rows(list(rows.values()), columns=args.columns, digits=args.digits))
+        table = format_rows(
+            list(rows.values()),
+            columns=args.columns,
+            digits=args.digits,
+            intervals=args.intervals,
+        )
+        print(table)
         for name, records in rows.values() if args.per_class else ():
             epoch = selection(records[0])
             print(f"\n{name}, {records[0]['dataset']}{f', epoch: {epoch}' if epoch else ''}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -177,6 +178,7 @@ def prepare_config(
         if cfg.MODEL.LT.FIRST_STAGE and not resumable:
             first_stage_file(cfg.MODEL.LT.FIRST_STAGE)
     check_best_metric(cfg)
+    check_bootstrap(cfg)
     counts = _class_counts(cfg, required=training)
     if counts is not None:
         check_num_classes(cfg, cfg.DATASETS.TRAIN[0], len(counts.names))
@@ -192,6 +194,14 @@ def prepare_config(
         classifier_from_config(cfg, task.loss(cfg), in_features=1)
         federated_from_config(cfg, num_classes=task.num_classes(cfg))
     return counts
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """SHA-256 of a configuration without `SEED` and `OUTPUT_DIR`: seeds of a recipe share it."""
+    own = cfg.clone()
+    own.defrost()
+    own.SEED, own.OUTPUT_DIR = 0, ""
+    return hashlib.sha256(own.dump().encode()).hexdigest()
 
 
 def check_same_classes(
@@ -222,6 +232,15 @@ def check_best_metric(cfg: CfgNode) -> None:
         raise ConfigError(
             f"TEST.LT.BEST_METRIC is {name} but TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}: "
             "without evaluations on the way the last checkpoint is the only candidate"
+        )
+
+
+def check_bootstrap(cfg: CfgNode) -> None:
+    """Raise a ConfigError for a ``TEST.LT.BOOTSTRAP`` that gives no interval."""
+    if cfg.TEST.LT.BOOTSTRAP < 0 or cfg.TEST.LT.BOOTSTRAP == 1:
+        raise ConfigError(
+            f"TEST.LT.BOOTSTRAP is {cfg.TEST.LT.BOOTSTRAP}; accepted is a number of resamples of "
+            "at least 2, or 0 for no confidence intervals"
         )
 
 

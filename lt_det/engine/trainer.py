@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from lt_det.data import ClassCounts
 from lt_det.data.build import build_test_loader, build_train_loader
 from lt_det.engine.checkpoint import LongTailCheckpointer
+from lt_det.engine.config import config_hash
 from lt_det.engine.hooks import (
     BestCheckpointHook,
     CheckpointHook,
@@ -36,7 +37,9 @@ from lt_det.engine.stages import load_backbone, load_first_stage, report_backbon
 from lt_det.engine.step import StepTrainer
 from lt_det.engine.tasks import Detection, task_of
 from lt_det.engine.writers import build_writers
-from lt_det.errors import ConfigError
+from lt_det.errors import ConfigError, MissingFileError
+from lt_det.evaluation.bootstrap import record_intervals
+from lt_det.evaluation.per_image import read_images_of_record
 from lt_det.evaluation.results import (
     LAST,
     add_run_info,
@@ -383,11 +386,27 @@ def evaluate(
                 # Which epoch a figure is of matters where publications take the best one. Of
                 # weights from a file nothing is known.
                 selection=LAST if ended and task is not Detection else None,
+                config_hash=config_hash(cfg),
                 loss=cfg.MODEL.LT.LOSS.NAME,
                 seconds_per_iteration=seconds_per_iteration,
             )
+            if cfg.TEST.LT.BOOTSTRAP:
+                record = _with_intervals(cfg, record)
             write_record(record_path(cfg.OUTPUT_DIR, record), record)
     return results
+
+
+def _with_intervals(cfg, record: dict) -> dict:
+    """The record with confidence intervals, from the files that its evaluation has left."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", record["dataset"])
+    try:
+        images = read_images_of_record(folder, record)
+    except MissingFileError as error:
+        logger.warning("No confidence intervals: %s", error)
+        return record
+    groups = record["per_class"].get("group")
+    intervals = record_intervals(images, groups, resamples=cfg.TEST.LT.BOOTSTRAP)
+    return {**record, "intervals": intervals}
 
 
 def keep_best_records(cfg) -> None:

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from lt_det.errors import DataError
+from lt_det.evaluation.arrays import write_arrays
 from lt_det.evaluation.classification_metrics import (
     ECE_BINS,
     are_probabilities,
@@ -32,7 +33,6 @@ from lt_det.evaluation.classification_metrics import (
 from lt_det.evaluation.classification_predictions import (
     FEATURES_FILE,
     PREDICTIONS_FILE,
-    write_arrays,
 )
 from lt_det.evaluation.groups import check_groups, group_sizes, groups_from_counts
 from lt_det.evaluation.results import make_record

@@ -19,35 +19,37 @@
 from __future__ import annotations
 
 import os
-import zipfile
 
 import numpy as np
 
-from lt_det.errors import DataError, MissingFileError
-from lt_det.evaluation.results import atomic_file
+from lt_det.errors import DataError
+from lt_det.evaluation.arrays import read_arrays
 
 PREDICTIONS_FILE = "predictions.npz"
 FEATURES_FILE = "features.npz"
 
 
-def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
-    """Write named arrays, all or nothing."""
-    with atomic_file(path, binary=True) as f:
-        np.savez(f, **arrays)
-
-
-def read_class_predictions(path: str | os.PathLike, num_classes: int) -> dict[str, np.ndarray]:
+def read_class_predictions(
+    path: str | os.PathLike, num_classes: int, *, scores: bool = True
+) -> dict[str, np.ndarray]:
     """The arrays of a ``predictions.npz``.
+
+    Args:
+        path: of the file.
+        num_classes: C.
+        scores: read the scores of all classes, too, if they were kept.
 
     Raises:
         MissingFileError: no such file.
         DataError: not such a file, or not of `num_classes` classes.
     """
-    arrays = _read(path, ("labels", "top_classes", "top_scores"))
-    labels, top = arrays["labels"], arrays["top_classes"]
-    if labels.ndim != 1 or top.ndim != 2 or len(top) != len(labels):
+    names = ("image_ids", "labels", "top_classes", "top_scores")
+    arrays = read_arrays(path, names, others=scores)
+    ids, labels, top = (arrays[name] for name in ("image_ids", "labels", "top_classes"))
+    if labels.ndim != 1 or top.ndim != 2 or not len(top) == len(labels) == len(ids):
         raise DataError(
-            f"{path}: labels of shape {labels.shape} and top_classes of shape {top.shape}"
+            f"{path}: image_ids of shape {ids.shape}, labels of shape {labels.shape} and "
+            f"top_classes of shape {top.shape}"
         )
     _check_classes(path, "labels", labels, num_classes)
     _check_classes(path, "top_classes", top, num_classes)
@@ -61,7 +63,7 @@ def read_features(path: str | os.PathLike, num_classes: int) -> dict[str, np.nda
         MissingFileError: no such file.
         DataError: not such a file, or not of `num_classes` classes.
     """
-    arrays = _read(path, ("features", "labels"))
+    arrays = read_arrays(path, ("features", "labels"), others=True)
     features, labels = arrays["features"], arrays["labels"]
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise DataError(
@@ -73,21 +75,6 @@ def read_features(path: str | os.PathLike, num_classes: int) -> dict[str, np.nda
     weights = arrays.get("weights")
     if weights is not None and (weights.ndim != 2 or len(weights) != num_classes):
         raise DataError(f"{path}: weights of shape {weights.shape} for {num_classes} classes")
-    return arrays
-
-
-def _read(path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise MissingFileError(f"no file {path}; the evaluation of the run writes it if asked to")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path} cannot be read: {e}") from e
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(arrays) or 'none'}")
     return arrays
 
 

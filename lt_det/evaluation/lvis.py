@@ -270,7 +270,9 @@ class LongTailLVISEvaluator(DatasetEvaluator):
 
     def _ground_truth(self) -> GroundTruth:
         if self._gt is None:
-            self._gt = load_ground_truth(self._json_file, self._category_ids)
+            self._gt = load_ground_truth(
+                self._json_file, self._category_ids, masks="segm" in self._tasks
+            )
             for note in self._gt.notes:
                 logger.info(f"{self._dataset_name}: {note}")
             if self._group_source != "given" and self._gt.groups is not None:

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUPS, check_groups, group_sizes
-from lt_det.evaluation.json_files import read_json
+from lt_det.evaluation.json_files import gc_paused, read_json
 from lt_det.evaluation.lvis_ground_truth import (
     GroundTruth,
     load_ground_truth,
@@ -174,26 +174,17 @@ def evaluate_lvis(
         DataError: ground truth, predictions or images that cannot be used or do not fit.
     """
     limits = choose_protocol(protocol, max_detections)
-    gt = _ground_truth(ground_truth, category_ids)
+    predictions = _predictions(predictions)
+    tasks = _tasks(tasks, predictions)
+    gt = _ground_truth(ground_truth, category_ids, "segm" in tasks)
     if image_ids is not None:
         gt = gt.restrict_images(image_ids)
     if groups is None:
         groups, group_source = gt.groups, "none" if gt.groups is None else "frequency of the file"
     else:
         check_groups(groups, gt.num_classes)
-    predictions = _predictions(predictions)
-    tasks = _tasks(tasks, predictions)
-    check_sizes(predictions)
-    _note_non_finite(predictions)
-    candidates = choose_candidates(
-        gt,
-        predictions,
-        max_detections=limits.max_detections,
-        max_per_class=limits.max_per_class,
-    )
     parts = {name: {} for name in ("metrics", "class_ap", "precision", "recall", "matches")}
-    for task in tasks:
-        matches = match(gt, predictions, candidates, task)
+    for task, matches in _match(gt, predictions, tasks, limits).items():
         precision, recall = precision_and_recall(matches)
         parts["matches"][task] = matches
         parts["precision"][task], parts["recall"][task] = precision, recall
@@ -205,6 +196,22 @@ def evaluate_lvis(
         protocol=_describe(limits, gt, group_source or "given"),
         **parts,
     )
+
+
+def _match(
+    gt: GroundTruth, predictions: Predictions, tasks: Sequence[str], limits: Protocol
+) -> dict[str, Matches]:
+    """The matches of each task, after checks of the predictions."""
+    check_sizes(predictions)
+    _note_non_finite(predictions)
+    with gc_paused():
+        candidates = choose_candidates(
+            gt,
+            predictions,
+            max_detections=limits.max_detections,
+            max_per_class=limits.max_per_class,
+        )
+        return {task: match(gt, predictions, candidates, task) for task in tasks}
 
 
 def choose_protocol(name: str, max_detections: int | None) -> Protocol:
@@ -251,12 +258,12 @@ def read_image_list(path: str | os.PathLike) -> list[int]:
     return content
 
 
-def _ground_truth(source, category_ids: Sequence[int] | None) -> GroundTruth:
+def _ground_truth(source, category_ids: Sequence[int] | None, masks: bool) -> GroundTruth:
     if isinstance(source, GroundTruth):
         return source
     if isinstance(source, dict):
         return prepare_ground_truth(source, category_ids)
-    gt = load_ground_truth(source, category_ids)
+    gt = load_ground_truth(source, category_ids, masks)
     for note in gt.notes:
         logger.info(f"{source}: {note}")
     return gt

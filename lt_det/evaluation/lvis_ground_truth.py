@@ -43,7 +43,7 @@ class GroundTruth:
         boxes: (G, 4) float64 XYWH in pixels.
         areas: (G,) float64 square pixels, above 0: LVISEval leaves other objects out.
         ignore: (G,) bool, marked as `ignore` in the file.
-        segmentations: G masks as in the file; None: the object has none.
+        segmentations: G masks, as in the file or RLE; None: the object has none.
         groups: "r", "c" or "f" per class from the file's `frequency`; None if it has none.
         left_out_images: ids of the file's images that are not evaluated.
         notes: what was left out or filled in, with counts, for the log.
@@ -84,6 +84,8 @@ class GroundTruth:
     def rles(self, objects: np.ndarray) -> list[dict]:
         """The masks of some objects, (M,) ints, as pycocotools takes them.
 
+        They are kept in place of polygons, which take more memory and the longest to convert.
+
         Raises:
             DataError: one has no mask.
         """
@@ -94,7 +96,8 @@ class GroundTruth:
                 raise DataError(
                     f"annotation {self.annotation_ids[k]} has no mask; evaluate boxes only"
                 )
-            masks.append(to_rle(self.segmentations[k], size))
+            self.segmentations[k] = to_rle(self.segmentations[k], size)
+            masks.append(self.segmentations[k])
         return masks
 
     def check_masks(self) -> None:
@@ -145,8 +148,15 @@ class GroundTruth:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def load_ground_truth(json_file: str, category_ids: Sequence[int] | None = None) -> GroundTruth:
+def load_ground_truth(
+    json_file: str | os.PathLike, category_ids: Sequence[int] | None = None, masks: bool = True
+) -> GroundTruth:
     """Read an LVIS or COCO annotation file; see :func:`prepare_ground_truth`.
+
+    Args:
+        json_file: the file.
+        category_ids: see there.
+        masks: keep the masks, most of the memory, which "segm" needs.
 
     Raises:
         MissingFileError: no such file.
@@ -160,9 +170,12 @@ def load_ground_truth(json_file: str, category_ids: Sequence[int] | None = None)
         )
     dataset = read_json(path)
     try:
-        return prepare_ground_truth(dataset, category_ids)
+        gt = prepare_ground_truth(dataset, category_ids)
     except DataError as e:
         raise DataError(f"{path}: {e}") from e
+    if not masks:
+        gt.segmentations = [None] * len(gt.segmentations)
+    return gt
 
 
 def _local_path(path: str) -> str:

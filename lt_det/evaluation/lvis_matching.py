@@ -18,7 +18,7 @@ import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, positions
-from lt_det.evaluation.lvis_overlaps import Overlaps, box_overlaps, mask_areas, mask_overlaps
+from lt_det.evaluation.lvis_overlaps import Overlaps, box_overlaps, mask_overlaps
 from lt_det.evaluation.predictions import Predictions, is_finite
 from lt_det.evaluation.results import atomic_file
 
@@ -129,8 +129,8 @@ class Candidates:
     """The detections that take part in an evaluation, before their areas are known.
 
     Attributes:
-        row: (N,) int64 row of the `Predictions`, ascending.
-        image: (N,) int64 place of the image.
+        row: (N,) int64 row of the `Predictions`; ascending among those of an image.
+        image: (N,) int64 place of the image, ascending.
         category: (N,) int64 class.
         first: (N,) int64 the first object of that image and class,
         count: (N,) int64 and the number of objects.
@@ -174,6 +174,9 @@ def choose_candidates(
     own = pair[image[rows] * gt.num_classes + category[rows]]
     listed = own != _UNLISTED
     rows, own = rows[listed], own[listed]
+    if (np.diff(image[rows]) < 0).any():
+        order = np.argsort(image[rows], kind="stable")
+        rows, own = rows[order], own[order]
     return Candidates(rows, image[rows], category[rows], first[own], count[own], exhaustive[own])
 
 
@@ -261,27 +264,17 @@ def match(gt: GroundTruth, predictions: Predictions, candidates: Candidates, tas
     Raises:
         DataError: there are no boxes or masks, or a mask has another size than its image.
     """
-    areas = _areas(gt, predictions, candidates, task)
-    # The range of `LVIS.get_ann_ids`.
-    order = np.flatnonzero((areas > 0) & (areas < np.inf))
+    if len(predictions) and task not in predictions.tasks:
+        raise DataError(f"the predictions have no {'boxes' if task == 'bbox' else 'masks'}")
+    areas, overlaps = _measure(gt, predictions, candidates, task)
     scores = predictions.scores[candidates.row]
-    # A class id of two bytes is sorted many times as fast.
-    kind = np.uint16 if gt.num_classes <= 1 << 16 else np.int64
-    order = order[
-        np.lexsort(
-            (candidates.image[order], -scores[order], candidates.category[order].astype(kind))
-        )
-    ]
-    areas, first, count = areas[order], candidates.first[order], candidates.count[order]
-    row = candidates.row[order]
-    if task == "bbox":
-        boxes = predictions.boxes[row] if len(row) else np.zeros((0, 4))
-        overlaps = box_overlaps(boxes, gt.boxes, first, count, THRESHOLDS[0])
-    else:
-        gt.check_masks()
-        overlaps = mask_overlaps(
-            lambda dets: predictions.masks(row[dets]), areas, gt.rles, first, count, THRESHOLDS[0]
-        )
+    order = _by_class_and_score(candidates.category, scores, gt.num_classes)
+    # The range of `LVIS.get_ann_ids`; what has no area overlaps nothing.
+    order = order[(areas[order] > 0) & (areas[order] < np.inf)]
+    rank = np.full(len(areas), -1, dtype=np.int32)
+    rank[order] = np.arange(len(order))
+    overlaps.det = rank[overlaps.det]
+    areas, first = areas[order], candidates.first[order]
     gt_ignored = _outside(gt.areas) | gt.ignore
     unmatched_ignored = _outside(areas) | ~candidates.exhaustive[order]
     det_gt, matched, ignored = _assign(overlaps, first, gt_ignored, unmatched_ignored)
@@ -294,7 +287,7 @@ def match(gt: GroundTruth, predictions: Predictions, candidates: Candidates, tas
         det_image=candidates.image[order].astype(np.int32),
         det_class=candidates.category[order].astype(np.int32),
         det_score=scores[order],
-        det_row=row,
+        det_row=candidates.row[order],
         det_gt=det_gt,
         matched=matched,
         ignored=ignored,
@@ -305,20 +298,40 @@ def match(gt: GroundTruth, predictions: Predictions, candidates: Candidates, tas
     )
 
 
-def _areas(
+def _by_class_and_score(category: np.ndarray, scores: np.ndarray, classes: int) -> np.ndarray:
+    """(N,) order by class, then descending score; ties as they are."""
+    # A class id of two bytes is sorted many times as fast.
+    kind = np.uint16 if classes <= 1 << 16 else np.int64
+    return np.lexsort((-scores, category.astype(kind)))
+
+
+def _measure(
     gt: GroundTruth, predictions: Predictions, candidates: Candidates, task: str
-) -> np.ndarray:
-    """(N,) square pixels of the boxes or masks of the candidates."""
-    if len(predictions) and task not in predictions.tasks:
-        raise DataError(f"the predictions have no {'boxes' if task == 'bbox' else 'masks'}")
-    row = candidates.row
-    if not len(row):
-        return np.zeros(0)
+) -> tuple[np.ndarray, Overlaps]:
+    """(N,) square pixels of the candidates, and the pairs that can match."""
+    c, lowest = candidates, THRESHOLDS[0]
     if task == "bbox":
-        return predictions.boxes[row, 2] * predictions.boxes[row, 3]
+        boxes = predictions.boxes[c.row] if len(c.row) else np.zeros((0, 4))
+        areas = boxes[:, 2] * boxes[:, 3]
+        return areas, box_overlaps(boxes, gt.boxes, c.first, c.count, lowest)
+    gt.check_masks()
+    if len(c.row):
+        _check_mask_sizes(gt, predictions, c)
+
+    def masks(of):
+        return predictions.masks(c.row[of])
+
+    return mask_overlaps(masks, gt.rles, c.image, c.first, c.count, lowest)
+
+
+def _check_mask_sizes(gt: GroundTruth, predictions: Predictions, candidates: Candidates) -> None:
+    """Raise DataError for a mask of another size than its image.
+
+    pycocotools gives IoU -1 for masks of different sizes, which would be a silent AP of 0.
+    """
+    row = candidates.row
     wrong = (predictions.mask_sizes[row] != gt.image_sizes[candidates.image]).any(axis=1)
     if wrong.any():
-        # pycocotools gives IoU -1 for masks of different sizes, which would be a silent AP of 0.
         k = int(np.argmax(wrong))
         height, width = gt.image_sizes[candidates.image[k]]
         mask_height, mask_width = predictions.mask_sizes[row[k]]
@@ -326,7 +339,6 @@ def _areas(
             f"image {predictions.image_ids[row[k]]} is {height} x {width} (height x width) in the "
             f"annotation file, a predicted mask {mask_height} x {mask_width} (prediction {row[k]})"
         )
-    return mask_areas(predictions.masks, row)
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:

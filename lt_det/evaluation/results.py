@@ -4,15 +4,23 @@ Reports, tables and comparisons read records and nothing else. A record is a dic
 
     format_version  1
     task            "instance", "sem_seg" or "classification"
-    dataset         name of the test set
+    dataset         name of the test set, which is the split
     protocol        {...} how it was measured, e.g. {"rules": "lvis", "max_detections": 300}
     metrics         {part: {metric: number}}, e.g. {"bbox": {"AP": 21.3}}; AP in percent
     per_class       {column: (C,) list}: "name", and if known "group" ("r", "c", "f"),
                     "train_images", "train_instances", "train_pixels", "test_images",
                     "test_pixels", and results as "<part>/<metric>"
     group_sizes     {"r": classes, "c": classes, "f": classes}
-    run             {"iteration", "seed", "config", "weights", "versions", "counts_fingerprint",
-                    "selection", "loss", "seconds_per_iteration"}; {} until `add_run_info`
+    run             {"iteration", "seed", "config", "config_hash", "weights", "versions",
+                    "counts_fingerprint", "selection", "date", "loss",
+                    "seconds_per_iteration"}; {} until `add_run_info`
+    intervals       confidence intervals, only if they were computed: {"method", "resamples",
+                    "seed", "confidence", "metrics": {part: {metric: [low, high]}}} in percent,
+                    see :mod:`lt_det.evaluation.bootstrap`
+
+"config_hash" names the configuration without what differs between seeds of a recipe: runs of one
+hash are repetitions. "date" is that of the evaluation, UTC, as "2025-01-31T23:59:59+00:00".
+Records that an earlier version wrote have neither.
 
 "selection" says how the evaluated weights were chosen among those of the training: "last", or
 "best on <split>", the epoch with the best figure on that split, as :func:`best_on` writes it.
@@ -34,6 +42,7 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 
 import numpy as np
 
@@ -51,6 +60,17 @@ _FIELDS = {
     "per_class": dict,
     "group_sizes": dict,
     "run": dict,
+}
+# Entry of "run" -> type of its value, which may be None.
+_RUN_FIELDS = {
+    "iteration": int,
+    "seed": int,
+    "config": str,
+    "config_hash": str,
+    "weights": str,
+    "versions": dict,
+    "counts_fingerprint": str,
+    "date": str,
 }
 LAST = "last"
 _BEST = "best on "
@@ -133,6 +153,7 @@ def add_run_info(
     weights: str | None,
     counts_fingerprint: str | None = None,
     selection: str | None = None,
+    config_hash: str | None = None,
     **more,
 ) -> dict:
     """A copy of `record` that says which run it is from.
@@ -145,6 +166,7 @@ def add_run_info(
         weights: path of the checkpoint that was evaluated.
         counts_fingerprint: of the class counts that the loss was built with.
         selection: `LAST` or :func:`best_on` a split; None: not stated.
+        config_hash: of the configuration, see the module.
         **more: further entries of the "run" part.
 
     Raises:
@@ -154,10 +176,12 @@ def add_run_info(
         "iteration": iteration,
         "seed": seed,
         "config": config,
+        "config_hash": config_hash,
         "weights": weights,
         "versions": versions(),
         "counts_fingerprint": counts_fingerprint,
         "selection": selection,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **more,
     }
     record = {**_plain(record), "run": _plain(run)}
@@ -246,7 +270,9 @@ def check_record(record: Mapping) -> None:
             if not _is_number_or_none(value):
                 raise DataError(f"field 'metrics.{part}.{metric}' must be a number, not {value!r}")
     _check_per_class(record["per_class"])
-    _check_selection(record["run"].get("selection"))
+    _check_run(record["run"])
+    if "intervals" in record:
+        _check_intervals(record["intervals"])
 
 
 def _check_per_class(columns: Mapping) -> None:
@@ -264,6 +290,29 @@ def _check_per_class(columns: Mapping) -> None:
             bad = [v for v in column if not _is_number_or_none(v)]
             if bad:
                 raise DataError(f"field 'per_class.{name}' must hold numbers, not {bad[0]!r}")
+
+
+def _check_run(run: Mapping) -> None:
+    for name, kind in _RUN_FIELDS.items():
+        value = run.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise DataError(f"field 'run.{name}' must be a {kind.__name__}, not {value!r}")
+    _check_selection(run.get("selection"))
+
+
+def _check_intervals(intervals) -> None:
+    metrics = intervals.get("metrics") if isinstance(intervals, Mapping) else None
+    if not isinstance(metrics, Mapping):
+        raise DataError("field 'intervals' must be a dict with 'metrics'")
+    for part, values in metrics.items():
+        if not isinstance(values, Mapping):
+            raise DataError(f"field 'intervals.metrics.{part}' must be a dict of [low, high]")
+        for metric, ends in values.items():
+            pair = isinstance(ends, list) and len(ends) == 2 and all(map(_is_number_or_none, ends))
+            if not pair:
+                raise DataError(
+                    f"field 'intervals.metrics.{part}.{metric}' must be [low, high], not {ends!r}"
+                )
 
 
 def _check_selection(value) -> None:
@@ -346,6 +395,13 @@ def metric(record: Mapping, column: str) -> float:
     return float("nan") if value is None else float(value)
 
 
+def interval(record: Mapping, column: str) -> tuple[float, float]:
+    """Ends of the confidence interval of "<part>/<metric>"; NaN: the record has none."""
+    part, _, name = column.partition("/")
+    ends = record.get("intervals", {}).get("metrics", {}).get(part, {}).get(name, (None, None))
+    return tuple(float("nan") if end is None else float(end) for end in ends)
+
+
 def class_values(record: Mapping, column: str) -> np.ndarray:
     """(C,) float64 column of `per_class`; NaN: no value.
 
@@ -396,6 +452,7 @@ def format_rows(
     rows: Sequence[tuple[str, Sequence[Mapping]]],
     columns: Sequence[str] | None = None,
     digits: int = 1,
+    intervals: bool = False,
 ) -> str:
     """A Markdown table of metrics with given rows.
 
@@ -406,6 +463,8 @@ def format_rows(
             `CLASSIFICATION_COLUMNS` that a record has or, if none has any, all metrics of the
             records.
         digits: after the decimal point.
+        intervals: put the confidence interval behind the value of a single record that has one,
+            "21.3 [19.9, 22.8]".
 
     Returns:
         The table; "-" where no record has the metric. It has a column for the data set if there
@@ -426,13 +485,15 @@ def format_rows(
     stated = any(selection(r) for r in records)
     several_runs = any(len(runs) > 1 for _, runs in rows)
     head = ["run", *["data set"] * several_sets, *["epoch"] * stated, *["runs"] * several_runs]
-    lines = [head + [_title(c) for c in columns]]
+    lines = [head + [column_title(c) for c in columns]]
     for label, runs in rows:
         start = [label, *[runs[0]["dataset"]] * several_sets]
         start += [*[selection(runs[0]) or "-"] * stated, *[str(len(runs))] * several_runs]
-        lines.append(
-            start + [mean_and_spread([metric(r, c) for r in runs], digits) for c in columns]
-        )
+        cells = [mean_and_spread([metric(r, c) for r in runs], digits) for c in columns]
+        if intervals and len(runs) == 1:
+            ends = [interval(runs[0], c) for c in columns]
+            cells = [_with_ends(*own, digits) for own in zip(cells, ends, strict=True)]
+        lines.append(start + cells)
     return markdown(lines, left=len(head) - several_runs)
 
 
@@ -467,7 +528,7 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
         if unit in first:
             order = sorted(order, key=lambda k, unit=unit: -(first[unit][k] or 0))
     values = {c: np.stack([class_values(r, c) for r in records]) for c in numbers_}
-    lines = [[c.replace("_", " ") for c in about] + [_title(c) for c in numbers_]]
+    lines = [[c.replace("_", " ") for c in about] + [column_title(c) for c in numbers_]]
     for k in order:
         cells = [mean_and_spread(values[c][:, k], digits) for c in numbers_]
         lines.append([str(first[c][k]) for c in about] + cells)
@@ -533,10 +594,17 @@ def _conditions(record: Mapping) -> dict:
     }
 
 
-def _title(column: str) -> str:
+def column_title(column: str) -> str:
+    """What tables call a column: "box AP" for "bbox/AP"."""
     part, _, name = column.partition("/")
     name = _METRIC_WORDS.get(column, name)
     return f"{_PART_WORDS.get(part, part)} {name}".strip()
+
+
+def _with_ends(cell: str, ends: tuple[float, float], digits: int) -> str:
+    if any(map(math.isnan, ends)):
+        return cell
+    return f"{cell} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:

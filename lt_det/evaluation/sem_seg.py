@@ -1,12 +1,13 @@
 """Long-tailed semantic segmentation: IoU and accuracy of pixels by class and by class size.
 
 The measures are functions of label maps in :mod:`lt_det.evaluation.sem_seg_metrics`; here they
-are taken over a test set, on one process or several. What is held is a confusion matrix and the
-names of the images.
+are taken over a test set, on one process or several. What is held is a confusion matrix, the
+names of the images and, if there is an output directory, the areas of the few classes in each.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import uuid
@@ -39,10 +40,13 @@ from lt_det.evaluation.sem_seg_metrics import (
     top_class,
 )
 from lt_det.evaluation.sem_seg_predictions import (
+    IMAGES_FILE,
     PREDICTIONS_FILE,
     PREDICTIONS_FOLDER,
     join_parts,
     json_lines,
+    present_areas,
+    write_image_areas,
     write_label_png,
 )
 
@@ -66,7 +70,8 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
       boundaries, see :func:`~lt_det.evaluation.sem_seg_metrics.boundary_areas`.
 
     Pixels with the label 255 count nowhere. Unlike Detectron2's evaluator this one keeps and
-    codes no prediction unless asked to.
+    codes no prediction unless asked to. Into `output_dir` goes ``sem_seg_images.npz``, with the
+    areas of each image.
 
     Attributes:
         record: the result record of the last evaluation, without its "run" part; None before
@@ -101,7 +106,7 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
             save: predictions to write into `output_dir`: "" = none, "png" = a label map for each
                 image, "json" = the run lengths that Detectron2 writes, with the class id as
                 "category_id". See :mod:`lt_det.evaluation.sem_seg_predictions`.
-            output_dir: where predictions are written.
+            output_dir: where files are written; None: nowhere.
             distributed: add up the results of all ranks; every rank must then call
                 :meth:`evaluate`. False: evaluate in this process what it has processed.
 
@@ -143,6 +148,8 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         self._images_of_class = np.zeros(num_classes, dtype=np.int64)
         # What must differ between images -> file of the image.
         self._images: dict[str, str] = {}
+        # Areas of the classes in each of them, if they are to be written.
+        self._present: list[np.ndarray] = []
         unfinished = self._finished_part()
         if unfinished:
             os.remove(unfinished)
@@ -183,7 +190,7 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         """
         self.record = None
         own = (self._images, self._matrix, self._boundary_areas, self._images_of_class)
-        gathered = [(*own, self._finished_part())]
+        gathered = [(*own, self._present, self._finished_part())]
         if self._distributed:
             comm.synchronize()
             gathered = comm.gather(gathered[0], dst=0)
@@ -196,7 +203,11 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         if not images:
             raise DataError(f"no image of {self._dataset_name} was processed")
         matrix, boundary, images_of_class = (sum(r[k] for r in gathered) for k in (1, 2, 3))
-        parts = [rank[4] for rank in gathered if rank[4]]
+        if self._output_dir:
+            present = list(itertools.chain.from_iterable(rank[4] for rank in gathered))
+            path = os.path.join(self._output_dir, IMAGES_FILE)
+            write_image_areas(path, list(images.values()), present, matrix)
+        parts = [rank[5] for rank in gathered if rank[5]]
         if parts:
             join_parts(os.path.join(self._output_dir, PREDICTIONS_FILE), parts)
         whole, boundary = areas(matrix), Areas(*boundary)
@@ -220,6 +231,8 @@ class LongTailSemSegEvaluator(DatasetEvaluator):
         matrix = confusion_matrix(labels, predicted, len(self._class_names))
         self._matrix += matrix
         self._images_of_class += matrix.any(axis=1)
+        if self._output_dir:
+            self._present.append(present_areas(areas(matrix)))
         if self._boundary:
             distance = boundary_distance(*labels.shape)
             self._boundary_areas += boundary_areas(labels, predicted, len(matrix), distance)

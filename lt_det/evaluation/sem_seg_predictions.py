@@ -1,6 +1,14 @@
-"""Files that an evaluation of semantic segmentation leaves if asked to.
+"""Files that an evaluation of semantic segmentation leaves.
 
-``predictions/<name of the image>.png``: 8-bit maps of class ids.
+``sem_seg_images.npz``, always; from it confidence intervals and confusions follow::
+
+    image_ids  (I,) text, ascending: the file of each image, below the folder that all share
+    image      (N,) int32 0..I-1, ...
+    classes    (N,) int16 ... classes in the labels or the prediction of that image
+    pixels     (3, N) int32 pixels of the class there: correct, labelled, predicted
+    confusion  (C, C) int64 pixels of class `row` predicted as class `column`
+
+If asked to, ``predictions/<name of the image>.png``: 8-bit maps of class ids.
 
 ``sem_seg_predictions.json``: a list, as Detectron2 writes it, with an entry for each class of
 each image: {"file_name", "category_id", "segmentation": run lengths in COCO's coding}.
@@ -12,15 +20,17 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from lt_det.errors import MissingFileError
+from lt_det.evaluation.arrays import write_arrays
 from lt_det.evaluation.results import atomic_file
-from lt_det.evaluation.sem_seg_metrics import runs
+from lt_det.evaluation.sem_seg_metrics import Areas, runs
 
+IMAGES_FILE = "sem_seg_images.npz"
 PREDICTIONS_FILE = "sem_seg_predictions.json"
 PREDICTIONS_FOLDER = "predictions"
 
@@ -34,8 +44,52 @@ def write_label_png(path: str | os.PathLike, labels: np.ndarray) -> None:
 def remove_predictions(folder: str | os.PathLike) -> None:
     """Remove what an earlier evaluation has kept in `folder`: it is of other weights."""
     shutil.rmtree(os.path.join(folder, PREDICTIONS_FOLDER), ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(folder, PREDICTIONS_FILE))
+    for file in (PREDICTIONS_FILE, IMAGES_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, file))
+
+
+def present_areas(areas: Areas) -> np.ndarray:
+    """(4, N) int32: the classes of an image in labels or prediction, and their three areas."""
+    classes = np.flatnonzero(areas.labelled + areas.predicted)
+    return np.stack([classes, *(own[classes] for own in areas)]).astype(np.int32)
+
+
+def write_image_areas(
+    path: str | os.PathLike,
+    file_names: Sequence[str],
+    present: Sequence[np.ndarray],
+    confusion: np.ndarray,
+) -> None:
+    """Write ``sem_seg_images.npz``.
+
+    Args:
+        path: of the file.
+        file_names: (I,) of the images, each once.
+        present: (I,) :func:`present_areas` of each.
+        confusion: (C, C) of all.
+    """
+    names = _below_common_folder(file_names)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    own = [present[i] for i in order]
+    rows = np.concatenate(own, axis=1)
+    write_arrays(
+        path,
+        image_ids=np.array([names[i] for i in order]),
+        image=np.repeat(np.arange(len(own), dtype=np.int32), [a.shape[1] for a in own]),
+        classes=rows[0].astype(np.int16),
+        pixels=rows[1:],
+        confusion=confusion,
+    )
+
+
+def _below_common_folder(file_names: Sequence[str]) -> list[str]:
+    """The names without the folder they share: another machine may have the images elsewhere."""
+    folders = [os.path.split(os.path.normpath(name))[0] for name in file_names]
+    if len({os.path.isabs(folder) for folder in folders}) > 1:
+        return list(file_names)
+    shared = os.path.commonpath(folders)
+    return [os.path.relpath(name, shared or ".").replace(os.sep, "/") for name in file_names]
 
 
 def class_rles(labels: np.ndarray) -> dict[int, str]:

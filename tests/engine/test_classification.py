@@ -8,8 +8,11 @@ import torch
 
 from lt_det.data.datasets.synthetic_images import ImagesSpec, generate_images, image_counts
 from lt_det.engine import load_config, prepare_config
+from lt_det.engine.config import config_hash
 from lt_det.engine.trainer import evaluate, evaluate_checkpoint
 from lt_det.errors import CheckpointError, ConfigError, DataError, MissingFileError
+from lt_det.evaluation.bootstrap import bootstrap_groups, record_intervals
+from lt_det.evaluation.per_image import read_per_image
 from lt_det.evaluation.results import read_record
 from tests.engine import runs
 
@@ -164,7 +167,22 @@ def test_evaluation_alone_repeats_the_result(options, tmp_path):
         record["metrics"]["classification"]["top1"] == expected["metrics"]["classification"]["top1"]
     )
     assert record["per_class"] == expected["per_class"]
+    assert record["run"]["config_hash"] == config_hash(cfg) != expected["run"]["config_hash"]
     assert trainer.cfg.MODEL.LT.CLASS_COUNTS == image_counts(SPEC, "train").tolist()
+
+
+def test_the_record_has_the_intervals_of_what_the_evaluation_left(options, tmp_path):
+    output = tmp_path / "run"
+    train("ce", options, output, "SOLVER.MAX_ITER", 3, "TEST.LT.BOOTSTRAP", 20)
+    record = read_record(output / "results" / "images_val.json")
+    images = read_per_image(output / "inference" / "images_val", 9)
+    expected = record_intervals(images, record["per_class"]["group"], resamples=20)
+    assert record["intervals"] == expected
+    assert record["metrics"]["classification"]["top1"] == pytest.approx(
+        bootstrap_groups(images[0], None, resamples=2)["top1"].value
+    )
+    train("ce", options, output, "SOLVER.MAX_ITER", 3, "TEST.LT.BOOTSTRAP", 0)
+    assert "intervals" not in read_record(output / "results" / "images_val.json")
 
 
 WRONG = {

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from lt_det.config import add_lt_config
 from lt_det.data.build import build_sampling_rule
 from lt_det.engine import load_config, prepare_config
+from lt_det.engine.config import config_hash
 from lt_det.engine.launch import join_torchrun
 from lt_det.engine.tasks import task_of
 from lt_det.engine.trainer import LongTailTrainer, evaluate_checkpoint
@@ -288,6 +289,8 @@ WRONG = {
         "BEST_METRIC is segm/APr but TEST.EVAL_PERIOD is 0",
     ),
     "no train set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+    "one resample": (["TEST.LT.BOOTSTRAP", "1"], "TEST.LT.BOOTSTRAP is 1; .* at least 2, or 0"),
+    "negative resamples": (["TEST.LT.BOOTSTRAP", "-5"], "TEST.LT.BOOTSTRAP is -5"),
 }
 
 
@@ -439,3 +442,12 @@ def test_a_broken_annotation_file_is_named(tmp_path, tiny_options):
     options = ["DATASETS.LT.REGISTER", register, "DATASETS.TRAIN", "('broken_train',)"]
     with pytest.raises(DataError, match="broken.json"):
         prepared(tiny_options, *options)
+
+
+def test_seeds_of_a_recipe_share_the_hash_of_its_configuration(tmp_path):
+    def hash_of(*options):
+        return config_hash(load_config("configs/quick/lvis_eqlv2.yaml", [*options]))
+
+    other_seed = hash_of("SEED", "7", "OUTPUT_DIR", str(tmp_path))
+    assert other_seed == hash_of() != hash_of("MODEL.LT.LOSS.PARAMS.gamma", "11.0")
+    assert int(other_seed, 16) < 2**256 and len(other_seed) == 64

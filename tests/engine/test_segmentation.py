@@ -14,7 +14,9 @@ from lt_det.engine import LongTailTrainer, load_config, prepare_config
 from lt_det.engine.hooks import named_grad_stats
 from lt_det.engine.trainer import evaluate_checkpoint
 from lt_det.errors import ConfigError, DataError, MissingFileError
+from lt_det.evaluation.bootstrap import bootstrap_groups
 from lt_det.evaluation.groups import groups_by_rank
+from lt_det.evaluation.per_image import read_per_image
 from lt_det.evaluation.results import read_record
 from lt_det.losses import GradStats
 from tests.engine import runs
@@ -103,7 +105,14 @@ def test_the_record_says_what_was_measured(options, tmp_path, maps):
     assert record["protocol"]["images"] == 4
     run = record["run"]
     assert (run["selection"], run["iteration"], run["loss"]) == ("last", 6, "SoftmaxEQL")
-    # The predictions that were kept give the figures again.
+    # The areas of each image give the figures again.
+    ends = record["intervals"]["metrics"]["sem_seg"]
+    (images,) = read_per_image(tmp_path / "run" / "inference" / "maps_val", len(CLASSES))
+    found = bootstrap_groups(images, columns["group"])
+    for group, name in {"all": "mIoU", "r": "mIoU_tail", "f": "mIoU_head"}.items():
+        assert found[group].value == pytest.approx(record["metrics"]["sem_seg"][name], abs=1e-9)
+        assert ends[name] == list(found[group][1:])
+    # So do the predictions that were kept.
     truth, predicted = [], []
     for path in sorted((maps / "labels" / "val").glob("*.png")):
         truth.append(np.asarray(Image.open(path)).ravel())

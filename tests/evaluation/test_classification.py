@@ -572,10 +572,14 @@ def test_weights_of_other_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": [0]}, "has no array 'top_classes'; it has labels"),
+        ({"labels": [0]}, "has no array 'top_classes'; it has image_ids, labels"),
         (
             {"labels": [0, 1], "top_classes": [[0]], "top_scores": [[1.0]]},
             r"labels of shape \(2,\) and top_classes of shape \(1, 1\)",
+        ),
+        (
+            {"labels": [0, 1], "top_classes": [[0], [1]], "top_scores": [[1.0], [1.0]]},
+            r"image_ids of shape \(1,\), labels of shape \(2,\)",
         ),
         (
             {"labels": [5], "top_classes": [[0]], "top_scores": [[1.0]]},
@@ -585,7 +589,7 @@ def test_weights_of_other_classes_are_refused(tmp_path):
 )
 def test_predictions_of_another_shape_name_the_file(tmp_path, arrays, message):
     path = tmp_path / PREDICTIONS_FILE
-    np.savez(path, **arrays)
+    np.savez(path, image_ids=[7], **arrays)
     with pytest.raises(DataError, match=rf"predictions\.npz.*{message}"):
         read_class_predictions(path, 5)
 

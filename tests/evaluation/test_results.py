@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lt_det.evaluation.results import (
     class_values,
     format_rows,
     format_table,
+    interval,
     make_record,
     metric,
     per_class_table,
@@ -137,16 +139,20 @@ def test_run_info_is_added_to_a_copy_and_has_the_versions():
         config="c.yaml",
         weights="w.pth",
         counts_fingerprint="ab12",
+        config_hash="cd34",
         host=1,
     )
     assert own == before and own["run"] == {}
     versions = full["run"].pop("versions")
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(full["run"].pop("date"))
+    assert timedelta(0) <= age < timedelta(hours=1)
     assert full["run"] == {
         "iteration": 5,
         "seed": 7,
         "config": "c.yaml",
         "weights": "w.pth",
         "counts_fingerprint": "ab12",
+        "config_hash": "cd34",
         "selection": None,
         "host": 1,
     }
@@ -166,6 +172,18 @@ def test_run_info_is_added_to_a_copy_and_has_the_versions():
         (lambda r: r["run"].update(selection="best"), r"'run\.selection' must be 'last' or"),
         (lambda r: r["run"].update(selection="best on "), r"'best on <split>', not 'best on '"),
         (lambda r: r["run"].update(selection=3), "not 3"),
+        (lambda r: r["run"].update(seed="3"), r"'run\.seed' must be a int, not '3'"),
+        (lambda r: r["run"].update(iteration=True), r"'run\.iteration' must be a int, not True"),
+        (lambda r: r["run"].update(date=2025), r"'run\.date' must be a str, not 2025"),
+        (lambda r: r.update(intervals=[]), "'intervals' must be a dict with 'metrics'"),
+        (
+            lambda r: r.update(intervals={"metrics": {"bbox": 3}}),
+            r"'intervals\.metrics\.bbox' must be a dict",
+        ),
+        (
+            lambda r: r.update(intervals={"metrics": {"bbox": {"AP": [1.0]}}}),
+            r"'intervals\.metrics\.bbox\.AP' must be \[low, high\], not \[1\.0\]",
+        ),
         (lambda r: r.update(dataset=3), "'dataset' must be a str, not a int"),
         (lambda r: r["metrics"].update(bbox=3.0), r"'metrics\.bbox' must be a dict"),
         (lambda r: r["metrics"]["bbox"].update(AP="20"), r"'metrics\.bbox\.AP'.*'20'"),
@@ -211,6 +229,30 @@ def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path, value
     assert read_record(path) == record(ap=1.0)
 
 
+def test_intervals_are_read_as_numbers(tmp_path):
+    own = {**record(), "intervals": {"metrics": {"bbox": {"AP": [18.5, 21.0], "APr": [NAN, NAN]}}}}
+    write_record(tmp_path / "r.json", own)
+    again = read_record(tmp_path / "r.json")
+    assert again["intervals"]["metrics"]["bbox"]["APr"] == [None, None]
+    assert interval(again, "bbox/AP") == (18.5, 21.0)
+    assert np.isnan([*interval(again, "bbox/APr"), *interval(again, "segm/AP")]).all()
+    assert np.isnan(interval(record(), "bbox/AP")).all()
+
+
+RECORDS = [
+    path
+    for path in sorted((ROOT / "configs").glob("**/*.json"))
+    if "format_version" in path.read_text() and "metrics" in json.loads(path.read_text())
+]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+def test_records_of_earlier_versions_are_still_read(path, tmp_path):
+    own = read_record(path)
+    write_record(tmp_path / "again.json", own)
+    assert read_record(tmp_path / "again.json") == own
+
+
 # ------------------------------------------------------------------ tables
 
 
@@ -251,6 +293,20 @@ def test_records_with_the_same_label_are_averaged_over_seeds():
     expected = f"23.00 ± {13**0.5:.2f}"
     assert cells(table)[0] == ["run", "runs", "box AP"]
     assert cells(table)[2:] == [["A", "3", expected], ["B", "1", "11.25"]]
+
+
+def test_intervals_stand_behind_the_value_of_a_single_run():
+    ends = {"bbox": {"AP": [18.46, 21.04], "APr": [None, None]}}
+    own = [{**record(ap=a), "intervals": {"metrics": ends}} for a in (20.0, 22.0)]
+    rows = [("A", own[:1]), ("B", own), ("C", [record()])]
+    columns = ["bbox/AP", "bbox/APr", "segm/AP"]
+    found = cells(format_rows(rows, columns, intervals=True))[2:]
+    assert [row[2:] for row in found] == [
+        ["20.0 [18.5, 21.0]", "-", "18.5"],
+        ["21.0 ± 1.4", "-", "18.5 ± 0.0"],
+        ["20.0", "-", "18.5"],
+    ]
+    assert "[" not in format_rows(rows, columns)
 
 
 def test_runs_that_cannot_be_compared_are_not_averaged():

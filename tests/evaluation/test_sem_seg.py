@@ -12,6 +12,7 @@ from PIL import Image
 
 from lt_det.errors import ConfigError, DataError, MissingFileError
 from lt_det.evaluation import LongTailSemSegEvaluator
+from lt_det.evaluation.arrays import read_arrays
 from lt_det.evaluation.sem_seg_metrics import (
     areas,
     boundary_areas,
@@ -24,6 +25,7 @@ from lt_det.evaluation.sem_seg_metrics import (
     overall,
 )
 from lt_det.evaluation.sem_seg_predictions import (
+    IMAGES_FILE,
     PREDICTIONS_FILE,
     class_rles,
     join_parts,
@@ -278,7 +280,7 @@ def test_the_json_file_holds_what_detectron2s_does(tmp_path):
     _, expected = detectron2_results(tmp_path, pairs, C)
     run(pairs, save="json", output_dir=str(tmp_path / "ours"))
     assert json.loads((tmp_path / "ours" / PREDICTIONS_FILE).read_text()) == expected
-    assert [p.name for p in (tmp_path / "ours").iterdir()] == [PREDICTIONS_FILE]
+    assert {p.name for p in (tmp_path / "ours").iterdir()} == {PREDICTIONS_FILE, IMAGES_FILE}
 
 
 def test_a_second_evaluation_replaces_the_predictions_of_the_first(tmp_path):
@@ -335,9 +337,38 @@ def test_images_of_one_name_in_two_folders_are_not_kept_in_one_file(tmp_path):
     assert run(make_pairs(2), names) == run(make_pairs(2))
 
 
-def test_nothing_is_written_unless_wanted(tmp_path):
+def test_no_prediction_is_written_unless_wanted(tmp_path):
     run(make_pairs(2), output_dir=str(tmp_path))
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == [IMAGES_FILE]
+
+
+def test_the_areas_of_each_image_are_kept_by_name(tmp_path):
+    pairs = make_pairs(3)
+    run(pairs, [f"/data/val/{name}.jpg" for name in ("b/2", "a/1", "c")], output_dir=str(tmp_path))
+    kept = read_arrays(
+        tmp_path / IMAGES_FILE, ("image_ids", "image", "classes", "pixels", "confusion")
+    )
+    assert kept["image_ids"].tolist() == ["a/1.jpg", "b/2.jpg", "c.jpg"]
+    for place, (labels, predicted) in enumerate([pairs[1], pairs[0], pairs[2]]):
+        own = areas(confusion_matrix(labels, predicted, C))
+        there = kept["image"] == place
+        classes = kept["classes"][there]
+        assert classes.tolist() == np.flatnonzero(own.labelled + own.predicted).tolist()
+        assert np.array_equal(kept["pixels"][:, there], np.stack(own)[:, classes])
+    assert np.array_equal(kept["confusion"], sum(confusion_matrix(*pair, C) for pair in pairs))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["x/val/a.png", "x/val/b.png"], ["a.png", "b.png"]),
+        (["only.png"], ["only.png"]),
+        (["/b.png", "a.png"], ["/b.png", "a.png"]),  # no common folder
+    ],
+)
+def test_names_of_images_do_not_depend_on_where_the_data_lie(tmp_path, names, expected):
+    run(make_pairs(len(names)), names, output_dir=str(tmp_path))
+    assert read_arrays(tmp_path / IMAGES_FILE, ["image_ids"])["image_ids"].tolist() == expected
 
 
 def test_a_broken_write_leaves_the_file_before(tmp_path):
@@ -361,6 +392,14 @@ def test_a_part_that_is_not_there_is_named(tmp_path):
 SPLITS = (([0, 1, 2], [3, 4]), ([], [0, 1, 2, 3, 4]))
 
 
+def files_of(folder: str):
+    """What an evaluation has written, as lists."""
+    with open(f"{folder}/{PREDICTIONS_FILE}", encoding="utf-8") as f:
+        entries = json.load(f)
+    arrays = read_arrays(f"{folder}/{IMAGES_FILE}", ["image_ids"], others=True)
+    return entries, {name: array.tolist() for name, array in arrays.items()}
+
+
 def evaluations(folder: str, rank: int):
     pairs = make_pairs()
     # Functions do not travel to other processes, so the evaluator is made here.
@@ -371,11 +410,7 @@ def evaluations(folder: str, rank: int):
         own = split[rank]
         process(evaluator, [pairs[k] for k in own], [f"images/{k}.jpg" for k in own])
         result = dict(evaluator.evaluate())
-        entries = None
-        if rank == 0:
-            with open(f"{folder}/{PREDICTIONS_FILE}", encoding="utf-8") as f:
-                entries = json.load(f)
-        out.append((result, evaluator.record, entries))
+        out.append((result, evaluator.record, files_of(folder) if rank == 0 else None))
     evaluator.reset()
     process(evaluator, pairs[:1], ["both.jpg"])
     message = None
@@ -389,8 +424,7 @@ def evaluations(folder: str, rank: int):
 def test_two_ranks_give_the_record_of_one_process(tmp_path):
     ranks = run_on_ranks(functools.partial(evaluations, str(tmp_path)), 2)
     results, record = run(make_pairs(), boundary=True, save="json", output_dir=str(tmp_path / "1"))
-    entries = json.loads((tmp_path / "1" / PREDICTIONS_FILE).read_text())
-    assert ranks[0][0] == [({"sem_seg": results}, record, entries)] * 2
+    assert ranks[0][0] == [({"sem_seg": results}, record, files_of(tmp_path / "1"))] * 2
     assert ranks[1][0] == [({}, None, None)] * 2
     # Pixels that were counted on both ranks are not reported.
     assert ranks[0][1] == "both.jpg was processed twice for maps_val"

@@ -312,6 +312,7 @@ def test_files_that_do_not_fit_the_record_are_errors(capsys, tmp_path):
     make_run(tmp_path)
     np.savez(
         tmp_path / "inference/toy_test/predictions.npz",
+        image_ids=[0, 1],
         labels=[0, 4],
         top_classes=[[0], [1]],
         top_scores=[[1.0], [1.0]],
