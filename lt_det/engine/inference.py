@@ -17,10 +17,14 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 import lt_det
+from lt_det.config import node_at
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
 
 # What the predictions for an image do not depend on.
-_OTHER_KEYS = ("DATALOADER", "OUTPUT_DIR", "SEED", "SOLVER", "VIS_PERIOD")
+_OTHER_KEYS = (
+    *("DATALOADER", "MODEL.WEIGHTS", "OUTPUT_DIR", "SEED", "SOLVER", "VIS_PERIOD"),
+    *("TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "TEST.LT.BEST_METRIC", "TEST.LT.BOOTSTRAP"),
+)
 
 
 class MasksInBoxes(nn.Module):
@@ -113,8 +117,8 @@ def prediction_fingerprint(
     own = cfg.clone()
     own.defrost()
     for key in _OTHER_KEYS:
-        own.pop(key)
-    own.MODEL.pop("WEIGHTS")
+        above, _, name = key.rpartition(".")
+        (node_at(own, above) if above else own).pop(name)
     files = [_identity(path) for path in (weights, annotations)]
     versions = [lt_det.__version__, detectron2.__version__, torch.__version__]
     content = json.dumps([own.dump(), files, counts_fingerprint, versions])

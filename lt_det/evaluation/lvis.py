@@ -243,9 +243,13 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             own = [read_part(part) for part in parts] if unseen[comm.get_rank()] else None
             sent = comm.gather(own)
             gathered = [b if a is None else a for a, b in zip(sent, gathered, strict=False)]
-        if not comm.is_main_process():
+        try:
+            if comm.is_main_process():
+                return join_parts([part for of_rank in gathered for part in of_rank])
             return None
-        return join_parts([part for of_rank in gathered for part in of_rank])
+        finally:
+            # The next evaluation may remove the files, but not before they are read.
+            comm.synchronize()
 
     def _evaluate(
         self, predictions: Predictions, tasks: list[str], folder: str | None

@@ -257,7 +257,12 @@ def read_folder(folder: str | os.PathLike) -> Part:
     if len(made_with) > 1:
         one, other = list(made_with.values())[:2]
         raise DataError(f"{one} and {other} are of different weights or configurations")
-    return join_parts(paths)
+    found = join_parts(paths)
+    logger.info(
+        f"{folder}: {len(found.predictions)} predictions for {len(found.images)} images; others "
+        "count as images without detections"
+    )
+    return found
 
 
 def _rank_folder(folder: str, rank: int | None) -> str:

@@ -8,8 +8,8 @@ import pytest
 from detectron2.utils import comm
 
 from lt_det.evaluation import lvis, prediction_files
-from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE
-from lt_det.evaluation.prediction_files import FOLDER, part_files, read_folder
+from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, read_predictions
+from lt_det.evaluation.prediction_files import FOLDER, PredictionFiles, part_files, read_folder
 from tests.evaluation.test_lvis import (
     federated_dataset,
     instances,
@@ -17,6 +17,7 @@ from tests.evaluation.test_lvis import (
     random_predictions,
 )
 from tests.gloo import run_on_ranks
+from tests.tools.load import load_tool
 
 # Images of each rank; a padding sampler gives one of them to both.
 SPLIT = ((0, 1, 2, 5, 6), (3, 4, 0))
@@ -63,12 +64,38 @@ def small_parts(monkeypatch):
 def test_files_of_an_evaluation_that_died_give_its_result(tmp_path, expected, small_parts):
     """All images are processed, and then the process dies."""
     process(evaluator_in(tmp_path), range(7))
-    found = read_folder(tmp_path / FOLDER)
-    assert set(found.images.tolist()) == ids(range(7))
+    folder = tmp_path / FOLDER
+    assert set(read_folder(folder).images.tolist()) == ids(range(7))
     fresh = evaluator_in(tmp_path)
-    fresh.evaluate_predictions(found.predictions)
+    fresh.evaluate_predictions(read_predictions(folder))
     assert fresh.record == expected
-    assert len(part_files(tmp_path / FOLDER)) == 7  # not touched
+    assert len(part_files(folder)) == 7  # not touched
+
+
+def test_files_of_a_killed_inference_can_be_evaluated_as_they_are(
+    tmp_path, small_parts, capsys, caplog
+):
+    """Images that are wanting count as images without detections, which is said."""
+    process(evaluator_in(tmp_path), (0, 1, 4))
+    whole = evaluator_in(tmp_path / "whole")
+    process(whole, (0, 1, 4))
+    results = whole.evaluate()
+    arguments = ["--gt", str(tmp_path / "gt.json"), "--pred", str(tmp_path / FOLDER)]
+    with caplog.at_level("INFO", logger="lt_det"):
+        assert load_tool("evaluate_json").main(arguments) == 0
+    assert "predictions for 3 images; others count as images without detections" in caplog.text
+    printed = capsys.readouterr().out
+    for task in ("bbox", "segm"):
+        assert results[task]["AP"] > 0 and f"{results[task]['AP']:.2f}" in printed
+
+
+def test_what_two_ranks_have_both_processed_is_read_once(tmp_path, small_parts, caplog):
+    for rank in (0, 1):
+        evaluator = evaluator_in(tmp_path)
+        evaluator._files = PredictionFiles(str(tmp_path / FOLDER), rank=rank, ranks=2)
+        process(evaluator, SPLIT[rank])
+    assert len(read_predictions(tmp_path / FOLDER)) == sum(len(own) for _, own in case()[1])
+    assert "1 images were processed more than once" in caplog.text
 
 
 def test_a_killed_inference_goes_on(tmp_path, expected, small_parts):
