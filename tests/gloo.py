@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,20 @@ def _worker(rank: int, function: Callable, world_size: int, folder: str) -> None
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
     torch.save(function(rank), Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    # Without taking the group down: in torch 2.4 that waits for ever now and then when the other
-    # rank is faster.
+    leave(Path(folder), rank, world_size)
+
+
+def leave(folder: Path, rank: int, world_size: int) -> None:
+    """End this process when all ranks have come here.
+
+    They wait for each other's files: from a barrier of gloo the first rank to leave closes its
+    connection, which the others may take for a crash while they are still in it. The group is not
+    taken down: in torch 2.4 that waits for ever now and then when the other rank is faster.
+    """
+    (folder / f"{rank}.done").touch()
+    deadline = time.monotonic() + 300
+    while not all((folder / f"{k}.done").exists() for k in range(world_size)):
+        if time.monotonic() > deadline:
+            os._exit(1)  # another rank has crashed
+        time.sleep(0.01)
     os._exit(0)

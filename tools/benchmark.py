@@ -7,6 +7,7 @@
     python tools/benchmark.py samplers --output samplers.json
     python tools/benchmark.py load-images --output load_images.json
     python tools/benchmark.py sem-seg-eval --output sem_seg_eval.json
+    python tools/benchmark.py lvis-eval --images 1000 5000 --output lvis_eval.json
     python tools/benchmark.py mask-rle --output mask_rle.json
 
 Each part is a file benchmark_*.py, which says what it measures. Run it on a machine that does
@@ -19,6 +20,7 @@ import sys
 import benchmark_images
 import benchmark_loading
 import benchmark_losses
+import benchmark_lvis
 import benchmark_masks
 import benchmark_samplers
 import benchmark_sem_seg
@@ -31,6 +33,7 @@ PARTS = (
     benchmark_samplers,
     benchmark_images,
     benchmark_sem_seg,
+    benchmark_lvis,
     benchmark_masks,
 )
 

@@ -253,7 +253,8 @@ def in_process(way: str, task: str, folder: Path) -> dict:
     command = [sys.executable, __file__, way, task, str(folder), str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{way}, {task} ended with status {done.returncode}: {done.stderr[-500:]}")
+        reason = done.stderr.strip().splitlines()[-1:]
+        raise ValueError(f"{way}, {task} ended with status {done.returncode}: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -132,6 +132,7 @@ def matches_path(folder: str | os.PathLike, task: str) -> str:
     return os.path.join(os.fspath(folder), f"matches_{task}.npz")
 
 
+@gc_paused()
 def evaluate_lvis(
     ground_truth: str | os.PathLike | dict | GroundTruth,
     predictions: str | os.PathLike | Sequence[dict] | Predictions,
@@ -169,7 +170,8 @@ def evaluate_lvis(
         group_source: where `groups` are from, for the record.
 
     Raises:
-        ValueError: an unknown task or protocol, a limit below 1, or groups that do not fit.
+        ValueError: an unknown task or protocol, a limit below 1, or groups or names that do not
+            fit.
         MissingFileError: a file is not there.
         DataError: ground truth, predictions or images that cannot be used or do not fit.
     """
@@ -183,6 +185,10 @@ def evaluate_lvis(
         groups, group_source = gt.groups, "none" if gt.groups is None else "frequency of the file"
     else:
         check_groups(groups, gt.num_classes)
+    if class_names is None:
+        class_names = [str(c.get("name", c["id"])) for c in gt.categories]
+    elif len(class_names) != gt.num_classes:
+        raise ValueError(f"{len(class_names)} class_names for {gt.num_classes} classes")
     parts = {name: {} for name in ("metrics", "class_ap", "precision", "recall", "matches")}
     for task, matches in _match(gt, predictions, tasks, limits).items():
         precision, recall = precision_and_recall(matches)
@@ -191,7 +197,7 @@ def evaluate_lvis(
         parts["metrics"][task] = metrics_from_arrays(precision, recall, groups)
         parts["class_ap"][task] = per_class_ap(precision)
     return LVISResult(
-        class_names=list(class_names or [str(c.get("name", c["id"])) for c in gt.categories]),
+        class_names=list(class_names),
         groups=None if groups is None else list(groups),
         protocol=_describe(limits, gt, group_source or "given"),
         **parts,
@@ -204,14 +210,13 @@ def _match(
     """The matches of each task, after checks of the predictions."""
     check_sizes(predictions)
     _note_non_finite(predictions)
-    with gc_paused():
-        candidates = choose_candidates(
-            gt,
-            predictions,
-            max_detections=limits.max_detections,
-            max_per_class=limits.max_per_class,
-        )
-        return {task: match(gt, predictions, candidates, task) for task in tasks}
+    candidates = choose_candidates(
+        gt,
+        predictions,
+        max_detections=limits.max_detections,
+        max_per_class=limits.max_per_class,
+    )
+    return {task: match(gt, predictions, candidates, task) for task in tasks}
 
 
 def choose_protocol(name: str, max_detections: int | None) -> Protocol:

@@ -181,7 +181,8 @@ class _Own:
 
 def part_files(folder: str | os.PathLike) -> list[str]:
     """Paths of the parts of all ranks in a folder, in the order in which they are read."""
-    pattern = os.path.join(_rank_folder(glob.escape(os.fspath(folder)), None), "part-*.npz")
+    name = f"part-{'[0-9]' * 5}-*.npz"
+    pattern = os.path.join(_rank_folder(glob.escape(os.fspath(folder)), None), name)
     return sorted(glob.glob(pattern))
 
 

@@ -136,22 +136,24 @@ class Predictions:
             for size, a, b in zip(sizes, starts, ends, strict=True)
         ]
 
-    def results(self, block: int = 4096) -> Iterator[list[dict]]:
+    def results(self, block: int = 1024) -> Iterator[list[dict]]:
         """All rows in the results format of LVIS, in lists of `block`."""
         for start in range(0, len(self), block):
             yield self._results_of(slice(start, start + block))
 
     def _results_of(self, rows: slice) -> list[dict]:
-        columns = [self.image_ids[rows], self.category_ids[rows], self.scores[rows]]
-        names = ["image_id", "category_id", "score"]
+        head = (self.image_ids[rows], self.category_ids[rows], self.scores[rows])
+        results = [
+            {"image_id": image_id, "category_id": category_id, "score": score}
+            for image_id, category_id, score in zip(*(c.tolist() for c in head), strict=True)
+        ]
         if self.boxes is not None:
-            columns.insert(2, self.boxes[rows])
-            names.insert(2, "bbox")
-        values = [column.tolist() for column in columns]
+            for result, box in zip(results, self.boxes[rows].tolist(), strict=True):
+                result["bbox"] = box
         if self.mask_sizes is not None:
-            values.append(self._masks_as_text(rows))
-            names.append("segmentation")
-        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+            for result, mask in zip(results, self._masks_as_text(rows), strict=True):
+                result["segmentation"] = mask
+        return results
 
     def _masks_as_text(self, rows: slice) -> list[dict]:
         sizes = self.mask_sizes[rows].tolist()

@@ -28,6 +28,7 @@ from lt_det.evaluation.groups import GROUPS, group_means
 from lt_det.evaluation.lvis_ground_truth import load_ground_truth
 from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, write_predictions
 from lt_det.evaluation.results import class_values
+from tests.gloo import leave
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 200  # pixels; room for all three area ranges (32^2, 96^2)
@@ -720,8 +721,7 @@ def run_rank(path, rank):
         process(evaluator, dict(images[i] for i in split[rank]))
         out.append((evaluator.evaluate(), evaluator.record))
     (Path(path) / f"rank{rank}.json").write_text(json.dumps(out))
-    dist.barrier()
-    os._exit(0)  # see tests/gloo.py
+    leave(Path(path), rank, 2)
 
 
 def test_two_ranks_give_the_result_of_one_process(tmp_path):

@@ -1,0 +1,367 @@
+"""Matches, and the parts that find them, against naive versions."""
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import pytest
+
+from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation import Matches, Predictions, evaluate_lvis
+from lt_det.evaluation import lvis_ground_truth as ground_truth
+from lt_det.evaluation import lvis_overlaps as overlaps
+from lt_det.evaluation.lvis_ground_truth import positions, prepare_ground_truth
+from lt_det.evaluation.lvis_matching import _greedy, choose_candidates, match
+from lt_det.evaluation.lvis_metrics import RECALLS
+from tests.evaluation.lvis_sets import encode, random_set
+
+SEEDS = [s for s in range(30) if len(random_set(s)[1]) > 8]
+
+
+def matches_of(seed, task="segm"):
+    dataset, predictions = random_set(seed)
+    gt, columns = prepare_ground_truth(dataset), Predictions.from_results(predictions)
+    return gt, columns, match(gt, columns, choose_candidates(gt, columns), task)
+
+
+# ---- matches ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_detections_are_sorted_and_are_rows_of_the_predictions(seed):
+    gt, columns, m = matches_of(seed)
+    assert np.array_equal(m.image_ids[m.det_image], columns.image_ids[m.det_row])
+    assert np.array_equal(m.category_ids[m.det_class], columns.category_ids[m.det_row])
+    assert np.array_equal(m.det_score, columns.scores[m.det_row])
+    # Equal scores in the order of the images, then as given.
+    keys = list(zip(m.det_class, -m.det_score, m.det_image, m.det_row, strict=True))
+    assert keys == sorted(keys) and len(set(m.det_row.tolist())) == len(keys)
+    keys = list(zip(m.gt_class, m.gt_image, m.gt_row, strict=True))
+    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ground_truth_is_that_of_the_rows_of_the_file(seed):
+    dataset, _ = random_set(seed)
+    gt, _, m = matches_of(seed)
+    for k, row in enumerate(m.gt_row.tolist()):
+        annotation = dataset["annotations"][row]
+        assert annotation["image_id"] == m.image_ids[m.gt_image[k]]
+        assert annotation["category_id"] == m.category_ids[m.gt_class[k]]
+        assert annotation["area"] > 0
+        inside = [0 < annotation["area"] <= 1e10, annotation["area"] <= 1024]
+        expected = [not ok or bool(annotation.get("ignore")) for ok in inside]
+        assert m.gt_ignored[:2, k].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_match_is_of_the_same_image_and_class_and_above_the_threshold(seed):
+    gt, columns, m = matches_of(seed)
+    assert np.array_equal(m.det_gt >= 0, m.matched[0])
+    for t, threshold in enumerate(m.thresholds):
+        found = np.flatnonzero(m.det_gt[t] >= 0)
+        objects = m.det_gt[t, found]
+        # Each object is found once.
+        assert len(set(objects.tolist())) == len(objects)
+        assert np.array_equal(m.det_image[found], m.gt_image[objects])
+        assert np.array_equal(m.det_class[found], m.gt_class[objects])
+        assert np.array_equal(m.ignored[0, t, found], m.gt_ignored[0, objects])
+        masks, of = columns.masks(m.det_row[found]), gt.rles(objects)
+        for det, obj in zip(masks, of, strict=True):
+            assert mask_utils.iou([det], [obj], [0])[0, 0] >= threshold
+
+
+@pytest.mark.parametrize("seed", SEEDS[:6])
+def test_precision_follows_from_the_matches(seed):
+    dataset, predictions = random_set(seed)
+    result = evaluate_lvis(dataset, predictions, ["bbox"])
+    m = result.matches["bbox"]
+    for a in range(4):
+        for k in range(len(m.category_ids)):
+            objects = np.count_nonzero(~m.gt_ignored[a, m.gt_class == k])
+            own = m.det_class == k
+            for t in range(10):
+                matched, ignored = m.matched[a, t, own], m.ignored[a, t, own]
+                precision = naive_precision(matched & ~ignored, ~matched & ~ignored, objects)
+                assert result.precision["bbox"][t, :, k, a] == pytest.approx(precision, abs=1e-12)
+
+
+def naive_precision(hits, misses, objects):
+    """Interpolated precision at `RECALLS`; -1: no objects."""
+    if objects == 0:
+        return [-1] * len(RECALLS)
+    tp, fp = np.cumsum(hits), np.cumsum(misses)
+    points = [(n / objects, n / max(n + m, 1)) for n, m in zip(tp, fp, strict=True)]
+    return [max([p for r, p in points if r >= recall], default=0) for recall in RECALLS]
+
+
+@pytest.mark.parametrize("seed", [*SEEDS[:3], 2])
+def test_matches_come_back_from_their_file(tmp_path, seed):
+    _, _, m = matches_of(seed)
+    m.save(tmp_path / "m.npz")
+    read = Matches.load(tmp_path / "m.npz")
+    assert vars(read).keys() == vars(m).keys()
+    for name, value in vars(m).items():
+        own = getattr(read, name)
+        assert np.array_equal(own, value)
+        if isinstance(value, np.ndarray):
+            assert own.dtype == value.dtype and own.shape == value.shape
+    assert (read.task, read.areas) == ("segm", ("all", "small", "medium", "large"))
+
+
+def test_files_that_hold_no_matches_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"m\.npz"):
+        Matches.load(tmp_path / "m.npz")
+    matches_of(SEEDS[0])[2].save(tmp_path / "m.npz")
+    whole = (tmp_path / "m.npz").read_bytes()
+    (tmp_path / "m.npz").write_bytes(whole[:-100])
+    np.savez(tmp_path / "other.npz", det_row=np.zeros(2))
+    for name in ("m.npz", "other.npz"):
+        with pytest.raises(DataError, match=f"{name} does not hold matches"):
+            Matches.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rounds_find_what_one_detection_after_the_other_does(seed):
+    rng = np.random.default_rng(seed)
+    dets, gts = (20, 6) if seed % 2 else (6, 20)
+    choices = [rng.permutation(gts)[: rng.integers(0, 5)] for _ in range(dets)]
+    det = np.repeat(np.arange(dets), [len(c) for c in choices]).astype(np.int32)
+    gt = np.concatenate(choices).astype(np.int32)
+    taken = {}
+    for k, choice in enumerate(choices):
+        free = [g for g in choice.tolist() if g not in taken]
+        if free:
+            taken[free[0]] = k
+    found = dict(zip(*(v.tolist() for v in _greedy(det, gt)[::-1]), strict=True))
+    assert found == taken
+
+
+# ---- overlaps --------------------------------------------------------------------------------
+
+
+def naive_pairs(table, first, count, lowest):
+    """{(detection, object): IoU} from the IoU of all detections with all objects."""
+    return {
+        (det, gt): table[det, gt]
+        for det in range(len(first))
+        for gt in range(first[det], first[det] + count[det])
+        if table[det, gt] >= lowest
+    }
+
+
+def as_dict(pairs):
+    keys = zip(pairs.det.tolist(), pairs.gt.tolist(), strict=True)
+    return dict(zip(keys, pairs.iou.tolist(), strict=True))
+
+
+@pytest.fixture(params=[1, 5, 1 << 15])
+def small_blocks(request, monkeypatch):
+    monkeypatch.setattr(overlaps, "BLOCK", request.param)
+    monkeypatch.setattr(overlaps, "MASK_BLOCK", request.param)
+    monkeypatch.setattr(overlaps, "_BATCH", min(request.param, 12))
+
+
+def random_groups(rng, dets, gts):
+    """First object and number of objects of each detection; objects are in groups of three."""
+    group = np.sort(rng.integers(0, gts // 3 + 1, dets))
+    # The last group has no objects.
+    count = np.where(group < gts // 3, 3, 0)
+    return np.where(count, 3 * group, 0), count
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_overlaps_of_boxes_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    boxes = [
+        np.concatenate([rng.uniform(0, 3, (n, 2)), rng.uniform(3, 9, (n, 2))], axis=1)
+        for n in (80, 12)
+    ]
+    boxes[0][::9, 2:] = 0
+    boxes[0][::7] = boxes[1][rng.integers(0, 12, len(boxes[0][::7]))]
+    first, count = random_groups(rng, 80, 12)
+    table = mask_utils.iou(*(b.tolist() for b in boxes), [0] * 12)
+    for lowest in (0.5, 0.1):
+        expected = naive_pairs(table, first, count, lowest)
+        pairs = overlaps.box_overlaps(*boxes, first, count, lowest)
+        assert as_dict(pairs) == expected and len(expected) > 20
+        assert (np.diff(pairs.det) >= 0).all()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_overlaps_and_areas_of_masks_are_those_of_pycocotools():
+    rng = np.random.default_rng(1)
+    # Some are empty.
+    boxes = rng.integers(0, 4, (92, 2)), rng.choice([0, 8, 9, 11, 12], (92, 2))
+    masks = [encode([*xy, *wh]) for xy, wh in zip(*boxes, strict=True)]
+    dets, gts = masks[:80], masks[80:]
+    first, count = random_groups(rng, 80, 12)
+    image = np.sort(rng.integers(0, 9, 80))
+    table = mask_utils.iou(dets, gts, [0] * 12)
+    for lowest in (0.5, 0.7):
+        areas, pairs = overlaps.mask_overlaps(
+            lambda rows: [dets[k] for k in rows],
+            lambda rows: [gts[k] for k in rows],
+            image,
+            first,
+            count,
+            lowest,
+        )
+        expected = naive_pairs(table, first, count, lowest)
+        assert as_dict(pairs) == expected and len(expected) >= 10
+        assert areas.tolist() == [float(mask_utils.area(m)) for m in dets]
+
+
+def test_ragged_rows():
+    rows, numbers = overlaps.ragged(np.array([5, 0, 2]), np.array([2, 0, 3]))
+    assert rows.tolist() == [0, 0, 2, 2, 2] and numbers.tolist() == [5, 6, 2, 3, 4]
+
+
+# ---- ground truth and candidates -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table_size", [1, 1 << 22])
+def test_positions_of_ids(monkeypatch, table_size):
+    monkeypatch.setattr(ground_truth, "_TABLE_SIZE", table_size)
+    known = np.array([7, -3, 900, 12])
+    ids = np.array([12, 7, 8, -3, -4, 901, 900, -(1 << 60), 1 << 60])
+    assert positions(ids, known).tolist() == [3, 0, -1, 1, -1, -1, 2, -1, -1]
+    assert positions(ids[:0], known).tolist() == []
+    assert positions(ids[:2], known[:0]).tolist() == [-1, -1]
+
+
+def simple_set(images=2, classes=2):
+    """Every class is a negative in every image."""
+    ids = list(range(1, classes + 1))
+    return {
+        "images": [
+            {
+                "id": i,
+                "height": 130,
+                "width": 130,
+                "neg_category_ids": ids,
+                "not_exhaustive_category_ids": [],
+            }
+            for i in range(1, images + 1)
+        ],
+        "annotations": [],
+        "categories": [{"id": i, "name": str(i), "frequency": "c"} for i in ids],
+    }
+
+
+def prediction(image_id, category_id, score):
+    box = {"bbox": [0.0, 0.0, 4.0, 4.0]}
+    return {"image_id": image_id, "category_id": category_id, "score": score, **box}
+
+
+def chosen(dataset, predictions, **limits):
+    columns = Predictions.from_results(predictions)
+    return choose_candidates(prepare_ground_truth(dataset), columns, **limits).row.tolist()
+
+
+def test_limits_keep_the_best_and_of_equal_ones_the_first():
+    scores = {1: [0.5, 0.9, 0.5, 0.5, 0.1], 2: [0.3]}
+    predictions = [
+        prediction(i, 1 + k % 2, s) for i, own in scores.items() for k, s in enumerate(own)
+    ]
+    assert chosen(simple_set(), predictions, max_detections=3) == [0, 1, 2, 5]
+    # Class 1 has 0.5, 0.5, 0.1, 0.3; class 2 has 0.9, 0.5.
+    assert chosen(simple_set(), predictions, max_detections=None, max_per_class=1) == [0, 1]
+    assert chosen(simple_set(), predictions, max_detections=None, max_per_class=3) == [
+        0,
+        1,
+        2,
+        3,
+        5,
+    ]
+
+
+def test_equal_scores_of_a_class_are_kept_in_the_order_of_the_images():
+    predictions = [prediction(2, 1, 0.5), prediction(1, 1, 0.5), prediction(1, 1, 0.5)]
+    assert chosen(simple_set(), predictions, max_detections=None, max_per_class=2) == [1, 2]
+
+
+def test_predictions_that_are_not_finite_take_no_place_within_the_limit(caplog):
+    predictions = [prediction(1, 1, s) for s in (float("nan"), 0.2, float("inf"), 0.1)]
+    assert chosen(simple_set(), predictions, max_detections=2) == [1, 3]
+    evaluate_lvis(simple_set(), predictions)
+    assert "2 of 4 predictions have a score or box that is not finite" in caplog.text
+
+
+def test_unknown_images_and_classes_are_named_with_their_row():
+    good = prediction(1, 1, 0.5)
+    with pytest.raises(DataError, match="prediction 1 is for image 7.* 2 images.*2 predictions"):
+        evaluate_lvis(simple_set(), [good, prediction(7, 1, 0.5), prediction(8, 1, 0.5)])
+    message = "prediction 2, of image 2, has category id 9.* the 2 .* 1 predictions"
+    with pytest.raises(DataError, match=message):
+        evaluate_lvis(simple_set(), [good, good, prediction(2, 9, 0.5)])
+
+
+def test_of_an_image_list_other_images_of_the_file_are_left_out_and_unknown_ones_are_errors():
+    predictions = [prediction(i, 1, 0.5) for i in (1, 2, 3)]
+    result = evaluate_lvis(simple_set(images=3), predictions, image_ids=[3, 1])
+    m = result.matches["bbox"]
+    assert m.image_ids.tolist() == [1, 3] and m.det_row.tolist() == [0, 2]
+    assert result.protocol["images"] == 2
+    other = evaluate_lvis(simple_set(images=3), predictions, image_ids=[3, 2])
+    assert other.protocol["images_hash"] != result.protocol["images_hash"]
+    whole = evaluate_lvis(simple_set(images=3), predictions, image_ids=[3, 2, 1])
+    assert "images_hash" not in whole.protocol
+    with pytest.raises(DataError, match="prediction 3 is for image 4.* 3 images"):
+        evaluate_lvis(simple_set(images=3), [*predictions, prediction(4, 1, 0.5)], image_ids=[1])
+    with pytest.raises(DataError, match="1 of 2 wanted images .* the first is 9"):
+        evaluate_lvis(simple_set(images=3), predictions, image_ids=[1, 9])
+    for wanted in ([], ["1"]):
+        with pytest.raises(DataError, match="image_ids must be whole numbers"):
+            evaluate_lvis(simple_set(images=3), predictions, image_ids=wanted)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"tasks": ["keypoints"]}, "tasks must be of bbox, segm"),
+        ({"tasks": []}, "tasks must be of"),
+        ({"tasks": ["segm"]}, "the predictions have no masks"),
+        ({"protocol": "fixed"}, "unknown protocol 'fixed'; there are standard, fixed_ap"),
+        ({"max_detections": 0}, "max_detections must be at least 1"),
+        ({"groups": ["r"]}, "1 groups for 2 classes"),
+        ({"class_names": ["a"]}, "1 class_names for 2 classes"),
+    ],
+)
+def test_arguments_that_do_not_fit_say_so(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_lvis(simple_set(), [prediction(1, 1, 0.5)], **kwargs)
+
+
+def test_no_predictions_give_0_in_both_tasks_where_there_is_ground_truth():
+    dataset, _ = random_set(SEEDS[0])
+    result = evaluate_lvis(dataset, [])
+    assert list(result.metrics) == ["bbox", "segm"]
+    for task, metrics in result.metrics.items():
+        assert metrics["AP"] == metrics["AR"] == 0
+        assert set(result.precision[task].ravel()) <= {0.0, -1.0}
+
+
+def test_masks_of_the_ground_truth_become_rle_once_and_the_content_of_the_file_stays():
+    dataset, predictions = random_set(SEEDS[1])
+    gt = prepare_ground_truth(dataset)
+    first = evaluate_lvis(gt, predictions, ["segm"])
+    again = evaluate_lvis(gt, predictions, ["segm"])
+    assert np.array_equal(first.precision["segm"], again.precision["segm"])
+    assert dataset == random_set(SEEDS[1])[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["images"].append(dict(d["images"][0])), "image .* more than once"),
+        (lambda d: d["images"][0].update(id="1"), "an image id must be a whole number, got '1'"),
+        (lambda d: d["categories"][0].update(id="1"), "category ids must be whole .* '1'"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\], not 4 numbers"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "not 4 numbers"),
+        (lambda d: d["annotations"][0].update(category_id="1"), "category ids of ann.* '1'"),
+    ],
+)
+def test_annotation_files_that_cannot_be_used(change, message):
+    dataset, predictions = random_set(SEEDS[0])
+    change(dataset)
+    with pytest.raises(DataError, match=message):
+        evaluate_lvis(dataset, predictions)

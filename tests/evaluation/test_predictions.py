@@ -1,0 +1,320 @@
+"""Columns of predictions: from and to the results format, files, and what is wrong in them."""
+
+import json
+
+import numpy as np
+import orjson
+import pycocotools.mask as mask_utils
+import pytest
+
+from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation import Predictions, load_predictions, read_predictions
+from lt_det.evaluation.json_files import read_json, read_json_list, write_json_list
+from lt_det.evaluation.lvis_predictions import write_predictions
+from lt_det.evaluation.predictions import check_sizes, concatenate, is_finite
+
+
+def mask(seed, size=(20, 30)):
+    pixels = np.random.default_rng(seed).random(size) < 0.3
+    rle = mask_utils.encode(np.asfortranarray(pixels, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def results(number, boxes=True, masks=True, seed=0):
+    rng = np.random.default_rng(seed)
+    out = []
+    for k in range(number):
+        p = {
+            "image_id": int(rng.integers(0, 1 << 40)),
+            "category_id": int(rng.integers(1, 1204)),
+            "score": float(rng.random()),
+        }
+        if boxes:
+            p["bbox"] = [float(v) for v in rng.uniform(0, 99, 4)]
+        if masks:
+            p["segmentation"] = mask(k)
+        out.append(p)
+    return out
+
+
+KINDS = [(True, True), (True, False), (False, True)]
+
+
+# ---- columns ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("boxes", "masks"), KINDS)
+def test_results_come_back_as_they_were(boxes, masks):
+    given = results(600, boxes, masks)  # more than are read at once
+    columns = Predictions.from_results(given)
+    assert len(columns) == 600
+    assert columns.tasks == {t for t, there in (("bbox", boxes), ("segm", masks)) if there}
+    assert [p for piece in columns.results(block=101) for p in piece] == given
+
+
+def test_masks_are_those_of_the_rows():
+    given = results(300)
+    columns = Predictions.from_results(given)
+    rows = np.array([299, 3, 3, 0, 150])
+    found = columns.masks(rows)
+    for row, rle in zip(rows, found, strict=True):
+        assert np.array_equal(mask_utils.decode(rle), mask_utils.decode(given[row]["segmentation"]))
+    assert columns.masks(np.arange(4)) == columns.masks(np.arange(300))[:4]
+
+
+def test_masks_may_be_text_bytes_or_runs():
+    text = mask(5)
+    pixels = mask_utils.decode(text)
+    changes = np.flatnonzero(np.diff(pixels.ravel(order="F"))) + 1
+    runs = np.diff([0, *changes, pixels.size]).tolist()
+    runs = runs if pixels[0, 0] == 0 else [0, *runs]
+    kinds = [text, {**text, "counts": text["counts"].encode()}, {**text, "counts": runs}]
+    base = results(1, masks=False)[0]
+    for order in ([0, 1, 2], [0], [1], [2], [2, 0]):
+        columns = Predictions.from_results([{**base, "segmentation": kinds[k]} for k in order])
+        expected = [{**text, "counts": text["counts"].encode()}] * len(order)
+        assert columns.masks(np.arange(len(order))) == expected
+
+
+def test_selected_rows_are_those_of_the_results():
+    given = results(50)
+    columns = Predictions.from_results(given)
+    rows = np.array([7, 0, 49, 7])
+    assert next(columns.select(rows).results()) == [given[k] for k in rows]
+    some = np.arange(50) % 3 == 0
+    assert next(columns.select(some).results()) == given[::3]
+
+
+def test_parts_are_joined_in_turn():
+    given = results(40)
+    cuts = [given[:11], [], given[11:12], given[12:]]
+    joined = concatenate([Predictions.from_results(part) for part in cuts])
+    assert next(joined.results()) == given
+    assert len(concatenate([])) == 0
+    with pytest.raises(DataError, match="some predictions have a box or mask"):
+        concatenate([joined, Predictions.from_results(results(3, masks=False))])
+
+
+def test_scalars_of_numpy_are_numbers():
+    given = results(3, masks=False)
+    scalars = [
+        {
+            "image_id": np.int64(p["image_id"]),
+            "category_id": np.int32(p["category_id"]),
+            "score": np.float64(p["score"]),
+            "bbox": np.array(p["bbox"]),
+        }
+        for p in given
+    ]
+    columns, expected = Predictions.from_results(scalars), Predictions.from_results(given)
+    for name in ("image_ids", "category_ids", "scores", "boxes"):
+        assert np.array_equal(getattr(columns, name), getattr(expected, name))
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("boxes", "masks"), KINDS)
+def test_files_hold_what_was_written(tmp_path, boxes, masks):
+    given = results(300, boxes, masks)
+    columns = Predictions.from_results(given)
+    columns.save(tmp_path / "p.npz")
+    write_predictions(tmp_path / "p.json", columns)
+    assert load_predictions(tmp_path / "p.json") == given
+    assert json.loads((tmp_path / "p.json").read_text()) == given
+    for path in ("p.npz", "p.json"):
+        read = read_predictions(tmp_path / path)
+        assert next(read.results()) == given and read.tasks == columns.tasks
+
+
+def test_a_folder_is_all_of_its_column_files_in_order(tmp_path):
+    given = results(60)
+    for k, name in enumerate(("rank0000/part-00000", "rank0000/part-00001", "rank0001/part-00000")):
+        folder = tmp_path / name.split("/")[0]
+        folder.mkdir(exist_ok=True)
+        Predictions.from_results(given[20 * k : 20 * k + 20]).save(tmp_path / f"{name}.npz")
+    assert next(read_predictions(tmp_path).results()) == given
+
+
+def test_an_empty_folder_and_missing_files_are_named(tmp_path):
+    for path, message in ((tmp_path, "no column files"), (tmp_path / "a.npz", r"a\.npz")):
+        with pytest.raises(MissingFileError, match=message):
+            read_predictions(path)
+    with pytest.raises(MissingFileError, match=r"a\.json"):
+        read_predictions(tmp_path / "a.json")
+
+
+def _changed(columns, **changes):
+    return {**{k: v for k, v in vars(columns).items() if v is not None}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": np.zeros(4)}, r"'scores' is float64 of shape \(4,\)"),
+        ({"image_ids": np.zeros(5)}, "'image_ids' is float64"),
+        ({"boxes": np.zeros((5, 5))}, r"'boxes' .* \(5, 4\)"),
+        ({"mask_offsets": np.zeros(6, np.int64)}, "'mask_offsets' does not rise"),
+        ({"mask_offsets": None}, "no array 'mask_offsets'"),
+        ({"scores": None}, "no array 'scores'"),
+    ],
+)
+def test_column_files_of_another_form_are_refused(tmp_path, change, message):
+    arrays = _changed(Predictions.from_results(results(5)), **change)
+    np.savez(tmp_path / "p.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(DataError, match=rf"p\.npz.*{message}"):
+        read_predictions(tmp_path / "p.npz")
+
+
+def test_files_that_were_cut_off_are_named(tmp_path):
+    columns = Predictions.from_results(results(100))
+    columns.save(tmp_path / "p.npz")
+    write_predictions(tmp_path / "p.json", columns)
+    for name, message in (("p.npz", "cut off"), ("p.json", r"character \d+ of \d+.*cut off")):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=rf"{name}.*{message}"):
+            read_predictions(tmp_path / name)
+
+
+# ---- what is wrong in them -------------------------------------------------------------------
+
+
+def _set(key, value):
+    return lambda p: p.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("image_id", "12"), "'image_id' '12', which is not a whole number"),
+        (_set("image_id", 1.0), "'image_id' 1.0, which is not a whole number"),
+        (_set("image_id", True), "'image_id' True"),
+        (_set("image_id", 1 << 63), "which is not a whole number of at most 64 bits"),
+        (_set("category_id", None), "'category_id' None"),
+        (_set("score", "0.5"), "'score' '0.5', which is not a number"),
+        (_set("score", False), "'score' False"),
+        (_set("score", None), "'score' None"),
+        (_set("bbox", [1, 2, 3]), r"'bbox' \[1, 2, 3\], which is not four numbers"),
+        (_set("bbox", [1, 2, 3, "4"]), "'bbox'"),
+        (_set("bbox", [1, 2, 3, True]), "'bbox'"),
+        (_set("bbox", 7), "'bbox' 7"),
+        (_set("segmentation", [[1, 2, 3, 4, 5, 6]]), "'segmentation' .* not an RLE"),
+        (_set("segmentation", {"size": [3, 4]}), "'segmentation' .* not an RLE"),
+        (_set("segmentation", {"size": [3], "counts": "0"}), "'segmentation' .* not an RLE"),
+        (_set("segmentation", {"size": [3, 4], "counts": "\xe9"}), "'segmentation'"),
+        (lambda p: p.pop("score"), "has no 'score'"),
+        (lambda p: p.pop("bbox"), "has no 'bbox', unlike the first one"),
+        (lambda p: p.pop("segmentation"), "has no 'segmentation', unlike the first one"),
+    ],
+)
+@pytest.mark.parametrize("row", [0, 299])
+def test_an_entry_that_cannot_be_used_is_named(tmp_path, change, message, row):
+    given = results(300)
+    change(given[row])
+    if row == 0 and "unlike" in message:
+        row, message = 1, message.replace("has no", "has a")
+    with pytest.raises(DataError, match=rf"^prediction {row} .*{message}"):
+        Predictions.from_results(given)
+    try:
+        content = orjson.dumps(given)
+    except TypeError:
+        return  # the number is too large for orjson
+    (tmp_path / "p.json").write_bytes(content)
+    for read in (read_predictions, load_predictions):
+        with pytest.raises(DataError, match=rf"p\.json: prediction {row} .*{message}"):
+            read(tmp_path / "p.json")
+
+
+def test_an_entry_that_is_no_object_is_named():
+    with pytest.raises(DataError, match="prediction 2 is not an object but 'a'"):
+        Predictions.from_results([*results(2), "a"])
+    with pytest.raises(DataError, match="prediction 0 is not an object but 3"):
+        Predictions.from_results([3])
+
+
+def test_values_that_are_not_finite_are_found():
+    given = results(6)
+    given[1]["score"] = float("nan")
+    given[3]["bbox"][2] = float("inf")
+    given[4]["score"] = -float("inf")
+    finite = is_finite(Predictions.from_results(given))
+    assert finite.tolist() == [True, False, True, False, False, True]
+
+
+def test_nan_in_a_file_is_read_and_never_written(tmp_path):
+    given = results(4)
+    given[2]["score"] = float("nan")
+    (tmp_path / "p.json").write_text(json.dumps(given))
+    columns = read_predictions(tmp_path / "p.json")
+    assert np.isnan(columns.scores).tolist() == [False, False, True, False]
+    with pytest.raises(DataError, match="prediction 2 .* not finite"):
+        write_predictions(tmp_path / "q.json", columns)
+    assert not (tmp_path / "q.json").exists()
+
+
+def test_negative_sizes_are_named_and_zero_ones_are_not():
+    given = results(6)
+    given[2]["bbox"] = [5.0, 5.0, 0.0, 3.0]
+    check_sizes(Predictions.from_results(given))
+    given[3]["bbox"] = [5.0, 5.0, 4.0, -1.0]
+    given[5]["bbox"] = [5.0, 5.0, -4.0, -1.0]
+    message = r"prediction 3, of image \d+, .*\[5.0, 5.0, 4.0, -1.0\].*2 predictions"
+    with pytest.raises(DataError, match=message):
+        check_sizes(Predictions.from_results(given))
+
+
+# ---- JSON in pieces ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("block_bytes", [1, 7, 64, 1000, 1 << 20])
+def test_pieces_of_a_list_hold_its_entries(tmp_path, indent, block_bytes):
+    entries = results(25)
+    # Borders that are none: in a list inside an entry, and in text.
+    entries[4]["parts"] = [{"a": 1}, {"b": [{}, {}]}]
+    entries[9]["text"] = "}, {"
+    for number in (0, 1, 3, 25):
+        (tmp_path / "l.json").write_text("  " + json.dumps(entries[:number], indent=indent))
+        pieces = list(read_json_list(str(tmp_path / "l.json"), block_bytes))
+        assert [p for piece in pieces for p in piece] == entries[:number]
+    if block_bytes == 1000:
+        simple = results(25)
+        (tmp_path / "l.json").write_text(json.dumps(simple))
+        assert len(list(read_json_list(str(tmp_path / "l.json"), block_bytes))) > 3
+
+
+def test_lists_of_other_things_are_read_whole(tmp_path):
+    for content in ([1, [2], "a"], [{"a": float("inf")}, {}]):
+        (tmp_path / "l.json").write_text(json.dumps(content))
+        assert list(read_json_list(str(tmp_path / "l.json"), 4)) == [content]
+
+
+def test_what_is_no_list_or_no_json_is_named(tmp_path):
+    path = tmp_path / "l.json"
+    for content, message in (
+        (b'{"a": [{}, {}]}', "expected a list, got dict"),
+        (b"", "not a JSON file"),
+        (b'[{"a": 1}, {"a"', "line 1 column 16 .*cut off"),
+        (b'[{"a": "\xff"}]', "not a JSON file: byte 8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"l\.json.*{message}"):
+            list(read_json_list(str(path), 4))
+
+
+def test_lists_are_written_all_or_nothing(tmp_path):
+    path = tmp_path / "l.json"
+    write_json_list(path, [[{"a": 1}], [], [{"b": [2]}, {}]])
+    assert read_json(str(path)) == [{"a": 1}, {"b": [2]}, {}]
+
+    def fails():
+        yield [{"a": 2}]
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_json_list(path, fails())
+    assert read_json(str(path)) == [{"a": 1}, {"b": [2]}, {}]
+    assert [p.name for p in tmp_path.iterdir()] == ["l.json"]
+    write_json_list(path, [])
+    assert read_json(str(path)) == []
