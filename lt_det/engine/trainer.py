@@ -388,12 +388,19 @@ def evaluate(
                 selection=LAST if ended and task is not Detection else None,
                 config_hash=config_hash(cfg),
                 loss=cfg.MODEL.LT.LOSS.NAME,
+                calibration=_calibration(cfg),
                 seconds_per_iteration=seconds_per_iteration,
             )
             if cfg.TEST.LT.BOOTSTRAP:
                 record = _with_intervals(cfg, record)
             write_record(record_path(cfg.OUTPUT_DIR, record), record)
     return results
+
+
+def _calibration(cfg) -> str | None:
+    """Name and strength of what corrects the scores at inference; None: nothing."""
+    node = cfg.MODEL.LT.CALIBRATION
+    return f"{node.NAME} {node.STRENGTH:g}" if node.NAME else None
 
 
 def _with_intervals(cfg, record: dict) -> dict:
