@@ -32,7 +32,7 @@ from lt_det.evaluation.lvis_metrics import (
     precision_and_recall,
 )
 from lt_det.evaluation.lvis_predictions import read_predictions
-from lt_det.evaluation.predictions import Predictions, check_sizes, is_finite
+from lt_det.evaluation.predictions import Predictions, check_masks, check_sizes, is_finite
 from lt_det.evaluation.results import make_record
 
 logger = logging.getLogger(__name__)
@@ -211,6 +211,8 @@ def _match(
 ) -> dict[str, Matches]:
     """The matches of each task, after checks of the predictions."""
     check_sizes(predictions)
+    if "segm" in tasks:
+        check_masks(predictions)
     _note_non_finite(predictions)
     candidates = choose_candidates(
         gt,

@@ -14,6 +14,7 @@ import pycocotools.mask as mask_utils
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.json_files import gc_paused, read_json
+from lt_det.evaluation.rle import pixels_covered
 
 # The largest range of ids for which a table is kept; COCO's image ids are below 600,000.
 _TABLE_SIZE = 1 << 22
@@ -90,15 +91,38 @@ class GroundTruth:
             DataError: one has no mask.
         """
         sizes = self.image_sizes[self.gt_image[objects]].tolist()
-        masks = []
+        masks, read = [], []
         for k, size in zip(objects.tolist(), sizes, strict=True):
-            if self.segmentations[k] is None:
+            mask = self.segmentations[k]
+            if mask is None:
                 raise DataError(
                     f"annotation {self.annotation_ids[k]} has no mask; evaluate boxes only"
                 )
-            self.segmentations[k] = to_rle(self.segmentations[k], size)
+            if isinstance(mask, dict) and not isinstance(mask["counts"], bytes):
+                read.append((k, size))
+            self.segmentations[k] = to_rle(mask, size)
             masks.append(self.segmentations[k])
+        self._check_read(read)
         return masks
+
+    def _check_read(self, objects: list[tuple[int, list[int]]]) -> None:
+        """Raise DataError for an object whose mask, an RLE of the file, has not the image's size.
+
+        Args:
+            objects: each with height and width of the image.
+        """
+        counts = [self.segmentations[k]["counts"] for k, _ in objects]
+        counts = [c.encode() if isinstance(c, str) else c for c in counts]
+        covered = pixels_covered(counts).tolist()
+        for (k, size), text, pixels in zip(objects, counts, covered, strict=True):
+            mask = self.segmentations[k]
+            if list(mask["size"]) != size or pixels != size[0] * size[1]:
+                raise DataError(
+                    f"annotation {self.annotation_ids[k]} has a mask of size {list(mask['size'])} "
+                    f"whose runs cover {pixels} pixels; its image has height and width {size}"
+                )
+            # So that it is checked once.
+            self.segmentations[k] = {**mask, "counts": text}
 
     def check_masks(self) -> None:
         """Raise DataError, naming the first, if an object has no mask."""

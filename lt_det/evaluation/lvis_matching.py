@@ -324,14 +324,17 @@ def _measure(
         boxes = predictions.boxes[c.row] if len(c.row) else np.zeros((0, 4))
         areas = boxes[:, 2] * boxes[:, 3]
         return areas, box_overlaps(boxes, gt.boxes, c.first, c.count, lowest)
-    gt.check_masks()
     if len(c.row):
+        gt.check_masks()
         _check_mask_sizes(gt, predictions, c)
 
     def masks(of):
         return predictions.masks(c.row[of])
 
-    return mask_overlaps(masks, gt.rles, c.image, c.first, c.count, lowest)
+    def name(k):
+        return f"prediction {c.row[k]}, of image {predictions.image_ids[c.row[k]]},"
+
+    return mask_overlaps(masks, gt.rles, c.image, c.first, c.count, lowest, name)
 
 
 def _check_mask_sizes(gt: GroundTruth, predictions: Predictions, candidates: Candidates) -> None:

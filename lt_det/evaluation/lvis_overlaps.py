@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_utils
 
+from lt_det.errors import DataError
+from lt_det.evaluation.rle import pixels_covered
+
 # Pairs, or masks, that are looked at together: their arrays stay in the cache of a processor.
 BLOCK = 1 << 15
 MASK_BLOCK = 1 << 12
@@ -73,6 +76,7 @@ def mask_overlaps(
     first: np.ndarray,
     count: np.ndarray,
     lowest: float,
+    name: Callable[[int], str],
 ) -> tuple[np.ndarray, Overlaps]:
     """Areas of masks, and the IoU by pycocotools of those that can reach `lowest`.
 
@@ -83,15 +87,28 @@ def mask_overlaps(
         first: (N,) as in :func:`box_overlaps`.
         count: (N,) as there.
         lowest: as there.
+        name: what a message calls a detection.
 
     Returns:
         (N,) float64 pixels of each detection; pairs.
+
+    Raises:
+        DataError: a mask whose runs are not those of its size, with which pycocotools does not
+            come to an end.
     """
     areas, parts = np.zeros(len(image)), [_no_overlaps()]
     for start, stop in _blocks_of_images(image):
         rles = det_masks(np.arange(start, stop))
         areas[start:stop] = own = _in_pieces(mask_utils.area, rles)
-        pairs = _mask_pairs(rles, own, gt_masks, first[start:stop], count[start:stop], lowest)
+        pairs = _mask_pairs(
+            rles,
+            own,
+            gt_masks,
+            first[start:stop],
+            count[start:stop],
+            lowest,
+            lambda k, start=start: name(start + k),
+        )
         parts.append(Overlaps(pairs.det + start, pairs.gt, pairs.iou))
     return areas, _joined(parts)
 
@@ -103,6 +120,7 @@ def _mask_pairs(
     first: np.ndarray,
     count: np.ndarray,
     lowest: float,
+    name: Callable[[int], str],
 ) -> Overlaps:
     """Pairs of detections whose masks are `rles`."""
     objects = np.unique(ragged(first, count)[1])
@@ -118,9 +136,22 @@ def _mask_pairs(
     pairs = _above(first, count, area_bound, lowest)
     bound = _box_bound(pairs, rles, areas, gt_rles, gt_areas)
     pairs = pairs.select(bound >= lowest)
+    _check_runs(rles, np.unique(pairs.det), name)
     pairs.iou = _mask_iou(pairs, first, rles, gt_rles)
     pairs = pairs.select(pairs.iou >= lowest)
     return Overlaps(pairs.det, objects[pairs.gt], pairs.iou)
+
+
+def _check_runs(rles: list[dict], dets: np.ndarray, name: Callable[[int], str]) -> None:
+    """Raise DataError for the first of `dets` whose runs do not cover the mask."""
+    own = [rles[k] for k in dets.tolist()]
+    covered = pixels_covered([rle["counts"] for rle in own])
+    for k, rle, pixels in zip(dets.tolist(), own, covered.tolist(), strict=True):
+        height, width = rle["size"]
+        if pixels != height * width:
+            raise DataError(
+                f"{name(k)} has a mask of {height} x {width} pixels whose runs cover {pixels}"
+            )
 
 
 def _box_bound(

@@ -16,6 +16,7 @@ import pycocotools.mask as mask_utils
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.json_files import gc_paused
 from lt_det.evaluation.results import atomic_file
+from lt_det.evaluation.rle import first_broken_text
 
 # Dicts that are read at once: few enough to stay in the cache of a processor between columns.
 BLOCK = 256
@@ -205,6 +206,20 @@ def check_sizes(predictions: Predictions) -> None:
             f"prediction {row}, of image {predictions.image_ids[row]}, has a box of negative "
             f"size, {predictions.boxes[row].tolist()}: a box is x, y, width, height; "
             f"{np.count_nonzero(negative)} predictions have such a box"
+        )
+
+
+def check_masks(predictions: Predictions) -> None:
+    """Raise DataError for the first mask whose run lengths are no such text, naming its row."""
+    if predictions.mask_sizes is None:
+        return
+    row = first_broken_text(predictions.mask_counts, predictions.mask_offsets)
+    if row is not None:
+        a, b = predictions.mask_offsets[row : row + 2]
+        text = predictions.mask_counts[a:b].tobytes()
+        raise DataError(
+            f"prediction {row}, of image {predictions.image_ids[row]}, has a mask whose counts "
+            f"are not run lengths as pycocotools codes them: {text!r:.60}"
         )
 
 

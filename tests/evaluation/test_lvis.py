@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, Instances
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation import (
     LongTailLVISEvaluator,
+    Matches,
     Predictions,
     evaluate_lvis,
     load_predictions,
@@ -525,6 +526,27 @@ def test_evaluating_the_written_file_again_gives_the_same_record(tmp_path):
     # The same evaluator, a second time: nothing is left over from the first.
     evaluator.evaluate_predictions(predictions)
     assert evaluator.record == record
+
+
+def test_matches_are_written_beside_the_predictions(tmp_path):
+    rng = np.random.default_rng(10)
+    dataset = federated_dataset(rng)
+    _, evaluator = run(tmp_path, dataset, random_predictions(rng, dataset))
+    predictions = load_predictions(str(tmp_path / PREDICTIONS_FILE))
+    ids = [c["id"] for c in dataset["categories"]]
+    expected = evaluate_lvis(dataset, predictions, category_ids=ids)
+    for task in ("bbox", "segm"):
+        matches = Matches.load(tmp_path / f"matches_{task}.npz")
+        assert matches.category_ids.tolist() == ids
+        for name in ("det_row", "det_gt", "matched", "ignored", "gt_row"):
+            assert np.array_equal(getattr(matches, name), getattr(expected.matches[task], name))
+        rows = [predictions[row]["score"] for row in matches.det_row.tolist()]
+        assert matches.det_score.tolist() == rows
+    assert evaluator.record["protocol"] == expected.protocol
+    # What is read again is not written again.
+    fresh = make_evaluator(tmp_path, dataset, output_dir=str(tmp_path / "other"))
+    fresh.evaluate_predictions(predictions)
+    assert not (tmp_path / "other").exists()
 
 
 def test_predictions_and_annotation_file_are_not_modified(tmp_path):

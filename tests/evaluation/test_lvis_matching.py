@@ -11,6 +11,7 @@ from lt_det.evaluation import lvis_overlaps as overlaps
 from lt_det.evaluation.lvis_ground_truth import positions, prepare_ground_truth
 from lt_det.evaluation.lvis_matching import _greedy, choose_candidates, match
 from lt_det.evaluation.lvis_metrics import RECALLS
+from lt_det.evaluation.rle import pixels_covered
 from tests.evaluation.lvis_sets import encode, random_set
 
 SEEDS = [s for s in range(30) if len(random_set(s)[1]) > 8]
@@ -192,6 +193,7 @@ def test_overlaps_and_areas_of_masks_are_those_of_pycocotools():
     # Some are empty.
     boxes = rng.integers(0, 4, (92, 2)), rng.choice([0, 8, 9, 11, 12], (92, 2))
     masks = [encode([*xy, *wh]) for xy, wh in zip(*boxes, strict=True)]
+    masks = [{**m, "counts": m["counts"].encode()} for m in masks]
     dets, gts = masks[:80], masks[80:]
     first, count = random_groups(rng, 80, 12)
     image = np.sort(rng.integers(0, 9, 80))
@@ -204,6 +206,7 @@ def test_overlaps_and_areas_of_masks_are_those_of_pycocotools():
             first,
             count,
             lowest,
+            str,
         )
         expected = naive_pairs(table, first, count, lowest)
         assert as_dict(pairs) == expected and len(expected) >= 10
@@ -365,3 +368,77 @@ def test_annotation_files_that_cannot_be_used(change, message):
     change(dataset)
     with pytest.raises(DataError, match=message):
         evaluate_lvis(dataset, predictions)
+
+
+# ---- run lengths -----------------------------------------------------------------------------
+
+
+def coded(counts):
+    size = [1, max(1, sum(counts))]
+    return mask_utils.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
+
+
+def test_pixels_covered_by_runs():
+    rng = np.random.default_rng(0)
+    runs = [
+        rng.integers(0, 10 ** rng.integers(1, 7), rng.integers(1, 30)).tolist() for _ in range(99)
+    ]
+    runs += [[0], [5], [0, 7], [70_000], [3, 2, 1]]
+    texts = [coded(r) for r in runs]
+    texts.insert(3, b"")
+    runs.insert(3, [])
+    assert pixels_covered(texts).tolist() == [sum(r) for r in runs]
+    assert pixels_covered([]).tolist() == [] and pixels_covered([b"", b""]).tolist() == [0, 0]
+
+
+def masked(change):
+    """One object that is found, and what `change` makes of the mask of the detection."""
+    box, mask = [10, 10, 40, 40], encode([10, 10, 40, 40])
+    dataset = simple_set(images=1)
+    dataset["annotations"] = [
+        {"id": 5, "image_id": 1, "category_id": 1, "bbox": box, "area": 9.0, "segmentation": mask}
+    ]
+    first, found = prediction(1, 1, 0.5), prediction(1, 1, 0.9)
+    return dataset, [{**first, "segmentation": mask}, {**found, "segmentation": change(mask)}]
+
+
+def runs_of(mask):
+    pixels = mask_utils.decode(mask).ravel(order="F")
+    return np.diff([0, *(np.flatnonzero(np.diff(pixels)) + 1), pixels.size]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # pycocotools would not come to an end.
+        (lambda m: {**m, "counts": runs_of(m)[:-1]}, "prediction 1, of image 1, .* runs cover"),
+        (lambda m: {**m, "counts": [*runs_of(m), 5]}, "prediction 1, .* 130 x 130 .* cover 16905"),
+        # It would read beyond the text.
+        (lambda m: {**m, "counts": m["counts"][:-1] + "o"}, "prediction 1, .* not run lengths"),
+        (lambda m: {**m, "counts": m["counts"][:-1] + " "}, "prediction 1, .* not run lengths"),
+    ],
+)
+def test_masks_with_broken_runs_are_errors(change, message):
+    dataset, predictions = masked(change)
+    with pytest.raises(DataError, match=message):
+        evaluate_lvis(dataset, predictions, ["segm"])
+    assert evaluate_lvis(dataset, predictions, ["bbox"]).metrics["bbox"]["AP"] == 0
+
+
+def test_masks_of_the_file_with_broken_runs_are_errors():
+    for change in (
+        lambda m: {**m, "counts": coded(runs_of(m)[:-1]).decode()},
+        lambda m: {**m, "size": [130, 131]},
+    ):
+        dataset, predictions = masked(lambda m: m)
+        assert evaluate_lvis(dataset, predictions, ["segm"]).metrics["segm"]["AP50"] > 99.99
+        annotation = dataset["annotations"][0]
+        annotation["segmentation"] = change(annotation["segmentation"])
+        with pytest.raises(DataError, match=r"annotation 5 has a mask of size \[130, 13[01]\]"):
+            evaluate_lvis(dataset, predictions, ["segm"])
+
+
+def test_no_predictions_need_no_masks_in_the_file():
+    dataset, _ = masked(lambda m: m)
+    del dataset["annotations"][0]["segmentation"]
+    assert evaluate_lvis(dataset, []).metrics["segm"]["AP"] == 0
