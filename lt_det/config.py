@@ -42,6 +42,13 @@ def add_lt_config(cfg: CN) -> CN:
     # (0.001 for the sigmoid losses, none for the softmax losses). 0: no prior.
     cfg.MODEL.LT.CLASSIFIER.PRIOR_PROB = -1.0
 
+    # Post-hoc calibration, at inference alone: "" = none, "NorCal", "LogitAdjustment" (both by
+    # MODEL.LT.CLASS_COUNTS) or "TauNorm" (by the norms of a linear classifier).
+    cfg.MODEL.LT.CALIBRATION = CN()
+    cfg.MODEL.LT.CALIBRATION.NAME = ""
+    # At least 0, 0 = no change; -1 = not set. tools/calibrate.py finds it on held-out images.
+    cfg.MODEL.LT.CALIBRATION.STRENGTH = -1.0
+
     # A learned factor on each output of the classifier (LWS, MiSLAS). Image classification.
     cfg.MODEL.LT.CLASS_SCALE = False
 

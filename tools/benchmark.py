@@ -8,6 +8,7 @@
     python tools/benchmark.py load-images --output load_images.json
     python tools/benchmark.py sem-seg-eval --output sem_seg_eval.json
     python tools/benchmark.py lvis-eval --images 1000 5000 --output lvis_eval.json
+    python tools/benchmark.py mask-rle --output mask_rle.json
 
 Each part is a file benchmark_*.py, which says what it measures. Run it on a machine that does
 nothing else, or with one thread.
@@ -20,6 +21,7 @@ import benchmark_images
 import benchmark_loading
 import benchmark_losses
 import benchmark_lvis
+import benchmark_masks
 import benchmark_samplers
 import benchmark_sem_seg
 
@@ -32,6 +34,7 @@ PARTS = (
     benchmark_images,
     benchmark_sem_seg,
     benchmark_lvis,
+    benchmark_masks,
 )
 
 

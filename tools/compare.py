@@ -254,10 +254,11 @@ def chance_text(comparison):
     """How many classes are beyond noise, and how many would be by chance."""
     judged, beyond = int(comparison.judged.sum()), int(comparison.beyond_noise.sum())
     expected = (1 - CONFIDENCE) * judged
+    kept = int(comparison.controlled.sum())
     return (
         f"{beyond} of {judged} classes with at least {MIN_IMAGES} test images are beyond noise one "
         f"by one; by chance alone about {expected:.1f} would be. "
-        f"{int(comparison.controlled.sum())} remain if at most {FALSE_DISCOVERY_RATE:.0%} of them "
+        f"{kept} remain{'s' if kept == 1 else ''} if at most {FALSE_DISCOVERY_RATE:.0%} of them "
         "may be by chance (Benjamini-Hochberg)."
     )
 

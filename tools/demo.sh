@@ -24,11 +24,13 @@ touch "$marker"
 "$LT_PYTHON" tools/train_net.py --config-file configs/quick/lvis_eqlv2.yaml OUTPUT_DIR "$output"
 "$LT_PYTHON" tools/visualize.py --run "$output"
 "$LT_PYTHON" tools/plot_gradient_ratio.py --run "$output"
+"$LT_PYTHON" tools/report.py "$output"
 
 echo
 "$LT_PYTHON" tools/show_results.py "$output"
 echo
 echo "[demo] pictures:"
 find "$output" \( -name '*.png' -o -name '*.jpg' \) | sort | sed 's/^/  /'
+echo "[demo] report: $output/report.html"
 echo "[demo] log: $output/log.txt"
 echo "[demo] curves: $LT_PYTHON -m tensorboard.main --logdir $output"

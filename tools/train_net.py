@@ -5,9 +5,12 @@
     python tools/train_net.py --config-file configs/lvis_eqlv2.yaml --num-gpus 8 --resume
     python tools/train_net.py --config-file configs/lvis_eqlv2.yaml --eval-only \
         MODEL.WEIGHTS output/lvis_eqlv2/model_final.pth
+    python tools/train_net.py --config-file configs/lvis_eqlv2.yaml --eval-only --resume
     torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/lvis_eqlv2.yaml
 
-The flags are Detectron2's; KEY VALUE pairs at the end override the configuration file.
+The flags are Detectron2's; KEY VALUE pairs at the end override the configuration file. With
+--eval-only, --resume takes the last checkpoint of OUTPUT_DIR, and detections that a killed
+evaluation of the same weights and configuration has left there are not made again.
 """
 
 import sys

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -339,8 +339,17 @@ def image_dataset(cfg, records: ImageListRecords, *, is_train: bool) -> Dataset:
     return MapDataset(records, mapper)
 
 
-def build_test_loader(cfg, dataset_name: str):
-    """Detectron2's loader for one test set: every image once, over all ranks, in order."""
+def build_test_loader(cfg, dataset_name: str, done: Collection[int] = ()):
+    """Detectron2's loader for one test set: every image once, over all ranks, in order.
+
+    Args:
+        cfg: prepared.
+        dataset_name: of ``DATASETS.TEST``.
+        done: ids of images to leave out, of sets for detection.
+
+    Returns:
+        The loader; an empty list if no image is left.
+    """
     if find_image_set(dataset_name):
         records = image_records(dataset_name)
         check_image_records(records, cfg.MODEL.LT.NUM_CLASSES, may_be_empty=True)
@@ -358,8 +367,14 @@ def build_test_loader(cfg, dataset_name: str):
             mapper=LongTailSemSegMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+    records = get_records(dataset_name)
+    if done:
+        left = [k for k, record in enumerate(records) if record["image_id"] not in done]
+        if not left:
+            return []
+        records = records.select(np.array(left))
     return build_detection_test_loader(
-        dataset=get_records(dataset_name),
+        dataset=records,
         mapper=LongTailDatasetMapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

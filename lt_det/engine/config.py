@@ -21,6 +21,7 @@ from lt_det.engine.stages import check_stage_keys, first_stage_file
 from lt_det.engine.tasks import check_architecture, check_training, task_of
 from lt_det.errors import ConfigError, LtDetError, MissingFileError
 from lt_det.modeling.build import classifier_from_config, federated_from_config
+from lt_det.modeling.calibration import check_calibration
 from lt_det.registry import unknown_name
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,7 @@ def prepare_config(
             first_stage_file(cfg.MODEL.LT.FIRST_STAGE)
     check_best_metric(cfg)
     check_bootstrap(cfg)
+    check_calibrated_head(cfg)
     counts = _class_counts(cfg, required=training)
     if counts is not None:
         check_num_classes(cfg, cfg.DATASETS.TRAIN[0], len(counts.names))
@@ -241,6 +243,19 @@ def check_bootstrap(cfg: CfgNode) -> None:
         raise ConfigError(
             f"TEST.LT.BOOTSTRAP is {cfg.TEST.LT.BOOTSTRAP}; accepted is a number of resamples of "
             "at least 2, or 0 for no confidence intervals"
+        )
+
+
+def check_calibrated_head(cfg: CfgNode) -> None:
+    """Raise a ConfigError for a calibration that is wrong, or that no head would apply."""
+    name = check_calibration(cfg)
+    # Of a PanopticFPN the head of the pixels may be ours alone.
+    ours = task_of(cfg).has_our_loss(cfg) or cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    if name and not ours:
+        raise ConfigError(
+            f"MODEL.LT.CALIBRATION.NAME is {name}, which Detectron2's own heads know nothing of; "
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, MODEL.ROI_HEADS.NAME "
+            f"{cfg.MODEL.ROI_HEADS.NAME}. Ours have LongTail in their name"
         )
 
 

@@ -26,6 +26,7 @@ from lt_det.data.datasets.sem_seg_sets import (
 from lt_det.data.image_records import check_image_records
 from lt_det.data.sem_seg_counts import check_sem_seg_files, sem_seg_class_counts
 from lt_det.data.sem_seg_mapper import read_record_classes
+from lt_det.engine.inference import prediction_fingerprint
 from lt_det.engine.optimizer import max_grad_norm
 from lt_det.errors import ConfigError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
@@ -100,8 +101,22 @@ class Detection:
         return [f"{task}/{metric}" for task in tasks for metric in METRICS]
 
     @staticmethod
-    def evaluator(cfg, name: str, counts: ClassCounts | None, model: torch.nn.Module):
-        """Of a test set, with the groups and counts of the training set."""
+    def evaluator(
+        cfg,
+        name: str,
+        counts: ClassCounts | None,
+        model: torch.nn.Module,
+        weights: str | None = None,
+    ):
+        """Of a test set, with the groups and counts of the training set.
+
+        Args:
+            cfg: prepared.
+            name: of ``DATASETS.TEST``.
+            counts: of the training set, None if it is not at hand.
+            model: what is evaluated.
+            weights: checkpoint that `model` holds; None: it is being trained.
+        """
         info = dataset_info(name)
         known = None
         if counts is not None:
@@ -117,6 +132,9 @@ class Detection:
             output_dir=_output_dir(cfg, name),
             class_counts=known,
             group_borders=cfg.DATASETS.LT.GROUP_BORDERS,
+            fingerprint=prediction_fingerprint(
+                cfg, weights, counts.fingerprint if counts else None, info.json_file
+            ),
         )
 
 
@@ -198,8 +216,22 @@ class Classification:
         return [f"classification/{name}" for name in names]
 
     @staticmethod
-    def evaluator(cfg, name: str, counts: ClassCounts | None, model: torch.nn.Module):
-        """Of a test set, with the groups and counts of the training set."""
+    def evaluator(
+        cfg,
+        name: str,
+        counts: ClassCounts | None,
+        model: torch.nn.Module,
+        weights: str | None = None,
+    ):
+        """Of a test set, with the groups and counts of the training set.
+
+        Args:
+            cfg: prepared.
+            name: of ``DATASETS.TEST``.
+            counts: of the training set, None if it is not at hand.
+            model: what is evaluated.
+            weights: checkpoint that `model` holds; None: it is being trained.
+        """
         keep = cfg.TEST.LT.KEEP_FEATURES
         return LongTailClassificationEvaluator(
             dataset_name=name,
@@ -276,8 +308,22 @@ class Segmentation:
         return [f"sem_seg/{name}" for name in names]
 
     @staticmethod
-    def evaluator(cfg, name: str, counts: ClassCounts | None, model: torch.nn.Module):
-        """Of a test set, with the groups and counts of the training set."""
+    def evaluator(
+        cfg,
+        name: str,
+        counts: ClassCounts | None,
+        model: torch.nn.Module,
+        weights: str | None = None,
+    ):
+        """Of a test set, with the groups and counts of the training set.
+
+        Args:
+            cfg: prepared.
+            name: of ``DATASETS.TEST``.
+            counts: of the training set, None if it is not at hand.
+            model: what is evaluated.
+            weights: checkpoint that `model` holds; None: it is being trained.
+        """
         known = None
         if counts is not None:
             known = {"images": counts.images.tolist(), "pixels": counts.pixels.tolist()}

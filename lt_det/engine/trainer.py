@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -27,6 +29,7 @@ from lt_det.engine.hooks import (
     named_grad_stats,
     set_aside_results,
 )
+from lt_det.engine.inference import model_for, resume_predictions
 from lt_det.engine.norm_statistics import average_norm_statistics
 from lt_det.engine.optimizer import build_lr_scheduler, max_grad_norm, scale_learning_rate
 from lt_det.engine.rng import get_rng_state, preserved_rng, set_rng_state
@@ -271,9 +274,31 @@ class LongTailTrainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name: str):
+    def build_test_loader(cls, cfg, dataset_name: str, done: Collection[int] = ()):
         """See :func:`lt_det.data.build.build_test_loader`."""
-        return build_test_loader(cfg, dataset_name)
+        return build_test_loader(cfg, dataset_name, done)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators: Sequence[DatasetEvaluator], *, resume: bool = False):
+        """As ``DefaultTrainer.test``, with masks inside boxes where the evaluator takes them.
+
+        Args:
+            cfg: prepared.
+            model: on its device.
+            evaluators: one of each ``DATASETS.TEST``.
+            resume: leave out the images whose predictions a killed evaluation has left.
+        """
+        results = OrderedDict()
+        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+            done = resume_predictions(evaluator) if resume else ()
+            if done:
+                logger.info("%s: the predictions for %d images are there", name, len(done))
+            loader = cls.build_test_loader(cfg, name, done)
+            results[name] = inference_on_dataset(model_for(evaluator, model), loader, evaluator)
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return results if len(results) != 1 else next(iter(results.values()))
 
 
 def evaluate_checkpoint(
@@ -285,6 +310,9 @@ def evaluate_checkpoint(
     config_file: str | None = None,
 ) -> dict:
     """Evaluate ``MODEL.WEIGHTS``, or with `resume` the last checkpoint of ``OUTPUT_DIR``.
+
+    With `resume`, images whose predictions an evaluation of the same weights and configuration
+    has left in ``OUTPUT_DIR`` are not processed again.
 
     Args:
         cfg: prepared.
@@ -308,10 +336,12 @@ def evaluate_checkpoint(
     checkpointer = LongTailCheckpointer(
         model, cfg.OUTPUT_DIR, loss=cfg.MODEL.LT.LOSS.NAME, strict=True
     )
-    resume = resume and checkpointer.has_checkpoint()
-    weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    last = resume and checkpointer.has_checkpoint()
+    weights = checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS
     checkpointer.load(weights, checkpointables=[])
-    return evaluate(cfg, model, class_counts, weights=weights, config_file=config_file)
+    return evaluate(
+        cfg, model, class_counts, weights=weights, config_file=config_file, resume=resume
+    )
 
 
 def evaluate(
@@ -323,6 +353,7 @@ def evaluate(
     weights: str | None = None,
     config_file: str | None = None,
     seconds_per_iteration: float | None = None,
+    resume: bool = False,
 ) -> dict:
     """Evaluate `model` on every ``DATASETS.TEST`` and write the result records.
 
@@ -334,14 +365,15 @@ def evaluate(
         weights: checkpoint they come from, for the record.
         config_file: for the record.
         seconds_per_iteration: of the training, for the record.
+        resume: see :meth:`LongTailTrainer.test`.
 
     Returns:
         Nested results as ``DefaultTrainer.test`` gives them; empty on ranks other than 0.
     """
     task = task_of(cfg)
     ended = iteration == cfg.SOLVER.MAX_ITER
-    evaluators = [task.evaluator(cfg, n, class_counts, model) for n in cfg.DATASETS.TEST]
-    results = LongTailTrainer.test(cfg, model, evaluators)
+    evaluators = [task.evaluator(cfg, n, class_counts, model, weights) for n in cfg.DATASETS.TEST]
+    results = LongTailTrainer.test(cfg, model, evaluators, resume=resume)
     if comm.is_main_process():
         for evaluator in evaluators:
             record = add_run_info(
@@ -356,12 +388,19 @@ def evaluate(
                 selection=LAST if ended and task is not Detection else None,
                 config_hash=config_hash(cfg),
                 loss=cfg.MODEL.LT.LOSS.NAME,
+                calibration=_calibration(cfg),
                 seconds_per_iteration=seconds_per_iteration,
             )
             if cfg.TEST.LT.BOOTSTRAP:
                 record = _with_intervals(cfg, record)
             write_record(record_path(cfg.OUTPUT_DIR, record), record)
     return results
+
+
+def _calibration(cfg) -> str | None:
+    """Name and strength of what corrects the scores at inference; None: nothing."""
+    node = cfg.MODEL.LT.CALIBRATION
+    return f"{node.NAME} {node.STRENGTH:g}" if node.NAME else None
 
 
 def _with_intervals(cfg, record: dict) -> dict:

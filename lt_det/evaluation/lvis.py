@@ -24,20 +24,18 @@ while a model runs.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
-from lt_det.errors import DataError, LtDetError
+from lt_det.errors import LtDetError
 from lt_det.evaluation.groups import check_groups, groups_from_counts
+from lt_det.evaluation.instance_columns import instance_columns
 from lt_det.evaluation.lvis_api import (
     TASK_WORDS,
     TASKS,
@@ -47,6 +45,13 @@ from lt_det.evaluation.lvis_api import (
 )
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, load_ground_truth
 from lt_det.evaluation.lvis_predictions import PREDICTIONS_FILE, write_predictions
+from lt_det.evaluation.prediction_files import (
+    FOLDER,
+    Part,
+    PredictionFiles,
+    join_parts,
+    read_part,
+)
 from lt_det.evaluation.predictions import Predictions, is_finite
 
 logger = logging.getLogger(__name__)
@@ -56,9 +61,14 @@ class LongTailLVISEvaluator(DatasetEvaluator):
     """Box and mask AP under the rules of LVIS, per class and per frequency group.
 
     For LVIS files and for COCO files; how the latter are read is said in
-    :func:`lt_det.evaluation.lvis_ground_truth.prepare_ground_truth`. Predictions are gathered
-    on rank 0, written to ``<output_dir>/lvis_instances_results.json`` and evaluated there. What
-    the matching found is written beside them, see :class:`lt_det.evaluation.Matches`.
+    :func:`lt_det.evaluation.lvis_ground_truth.prepare_ground_truth`.
+
+    While inference runs, each rank writes its predictions below ``<output_dir>/predictions``, see
+    :mod:`lt_det.evaluation.prediction_files`, so that memory does not grow with the set. Rank 0
+    then reads them all, writes them to ``<output_dir>/lvis_instances_results.json`` and evaluates
+    them. What the matching found is written beside them, see
+    :class:`lt_det.evaluation.Matches`. Without an output directory all stay in memory and are
+    gathered.
 
     Attributes:
         record: the result record of the last evaluation, without its "run" part; None before
@@ -79,6 +89,7 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         class_counts: dict[str, Sequence[int]] | None = None,
         group_borders: Sequence[int] = (10, 100),
         distributed: bool = True,
+        fingerprint: str = "",
     ):
         """Check the arguments and, on rank 0, the annotation file.
 
@@ -98,6 +109,8 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             group_borders: see :func:`lt_det.evaluation.groups.groups_from_counts`.
             distributed: gather the predictions of all ranks; every rank must then call
                 :meth:`evaluate`. False: evaluate in this process what it has processed.
+            fingerprint: says what the predictions are made with, for :meth:`resume`; "" = not
+                known.
 
         Raises:
             ValueError: arguments of different lengths, an unknown task, a repeated category.
@@ -130,31 +143,52 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         # What cannot be used should end the run before inference, not after it.
         if not distributed or comm.is_main_process():
             self._ground_truth()
-        self.reset()
+        self._resumed = False
+        self._files = PredictionFiles(
+            os.path.join(output_dir, FOLDER) if output_dir else None,
+            rank=comm.get_rank() if distributed else 0,
+            ranks=comm.get_world_size() if distributed else 1,
+            fingerprint=fingerprint,
+        )
 
     def reset(self):
-        """Forget what was processed."""
-        # (image id, predictions) of each image that was processed.
-        self._images: list[tuple[int, list[dict]]] = []
-        # The tasks that the outputs were good for.
-        self._predicted: set[str] = set()
+        """Forget what was processed, but not what :meth:`resume` has just found."""
+        if not self._resumed:
+            self._files.start()
+        self._resumed = False
+
+    def resume(self) -> set[int]:
+        """Go on with the predictions that a run with the same fingerprint has left.
+
+        All ranks must call it, and then not process the images whose ids it returns. Predictions
+        of other fingerprints are removed.
+        """
+        names = self._files.resume()
+        if self._distributed and any(other != names for other in comm.all_gather(names)):
+            logger.warning(
+                f"{self._dataset_name}: the machines do not share the folder of the predictions; "
+                "inference starts anew"
+            )
+            self._files.start()
+            names = []
+        self._resumed = True
+        return self._files.images(names)
 
     def process(self, inputs, outputs):
         """Keep the predictions of a batch, masks as RLE.
 
         Args:
             inputs: list of dicts with "image_id".
-            outputs: list of dicts with "instances": :class:`Instances` with `pred_boxes`,
-                `scores`, `pred_classes` and optionally `pred_masks`, at the size of the image
-                in the annotation file.
+            outputs: list of dicts with "instances", see
+                :func:`lt_det.evaluation.instance_columns.instance_columns`.
+
+        Raises:
+            DataError: a class that the model should not have.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to(torch.device("cpu"))
-            self._predicted |= {"bbox", "segm"} if instances.has("pred_masks") else {"bbox"}
-            predictions = instances_to_coco_json(instances, image["image_id"])
-            for p in predictions:
-                p["category_id"] = self._category_id(p)
-            self._images.append((image["image_id"], predictions))
+            image_id = image["image_id"]
+            columns = instance_columns(output["instances"], image_id, self._category_ids)
+            self._files.add(image_id, columns)
 
     def evaluate(self) -> OrderedDict:
         """Gather, write and evaluate what was processed.
@@ -169,22 +203,16 @@ class LongTailLVISEvaluator(DatasetEvaluator):
                 the predictions, if there is an output directory.
         """
         self.record = None
-        images, predicted = self._images, self._predicted
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather((images, predicted), dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            images = list(itertools.chain.from_iterable(g[0] for g in gathered))
-            predicted = set().union(*(g[1] for g in gathered))
-        images = self._without_repeats(images)
-        results = list(itertools.chain.from_iterable(p for _, p in images))
-        predictions = self._finite(Predictions.from_results(results))
+        found = self._gather()
+        if found is None:
+            return OrderedDict()
+        predictions = self._finite(found.predictions)
         path = self._write(predictions)
         where = f"; the predictions are kept in {path}" if path else ""
         try:
-            self._check_coverage([image_id for image_id, _ in images])
-            return self._evaluate(predictions, self._possible_tasks(predicted), self._output_dir)
+            self._check_coverage(found.images)
+            tasks = self._possible_tasks(found.predictions.tasks)
+            return self._evaluate(predictions, tasks, self._output_dir)
         except LtDetError as e:
             raise type(e)(f"{e}{where}") from e
         except Exception as e:
@@ -202,6 +230,29 @@ class LongTailLVISEvaluator(DatasetEvaluator):
             predictions = Predictions.from_results(predictions)
         predictions = self._finite(predictions)
         return self._evaluate(predictions, self._possible_tasks(predictions.tasks), None)
+
+    def _gather(self) -> Part | None:
+        """What all ranks have processed, on rank 0; None on the others.
+
+        Rank 0 reads the files of all. Those that it cannot see, because they are on a disk of
+        another machine, are read there and sent, as are predictions without a file.
+        """
+        parts = self._files.parts()
+        if not self._distributed:
+            return join_parts(parts)
+        gathered = comm.gather(parts)
+        unseen = comm.all_gather([any(map(_is_unseen, of_rank)) for of_rank in gathered])[0]
+        if any(unseen):
+            own = [read_part(part) for part in parts] if unseen[comm.get_rank()] else None
+            sent = comm.gather(own)
+            gathered = [b if a is None else a for a, b in zip(sent, gathered, strict=False)]
+        try:
+            if comm.is_main_process():
+                return join_parts([part for of_rank in gathered for part in of_rank])
+            return None
+        finally:
+            # The next evaluation may remove the files, but not before they are read.
+            comm.synchronize()
 
     def _evaluate(
         self, predictions: Predictions, tasks: list[str], folder: str | None
@@ -239,27 +290,6 @@ class LongTailLVISEvaluator(DatasetEvaluator):
                 )
         return self._gt
 
-    def _category_id(self, prediction: dict) -> int:
-        k = prediction["category_id"]
-        if not 0 <= k < len(self._category_ids):
-            raise DataError(
-                f"image {prediction['image_id']!r}: predicted class {k}, but {self._dataset_name} "
-                f"has {len(self._category_ids)} classes; see MODEL.ROI_HEADS.NUM_CLASSES"
-            )
-        return self._category_ids[k]
-
-    def _without_repeats(self, images: list[tuple]) -> list[tuple]:
-        """One entry per image: a sampler that pads gives some images to two ranks."""
-        first = {}
-        for image_id, predictions in images:
-            first.setdefault(image_id, (image_id, predictions))
-        if len(first) < len(images):
-            logger.warning(
-                f"{len(images) - len(first)} images were processed more than once; "
-                "their first predictions are used"
-            )
-        return list(first.values())
-
     def _finite(self, predictions: Predictions) -> Predictions:
         finite = is_finite(predictions)
         if finite.all():
@@ -270,7 +300,7 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         )
         return predictions.select(finite)
 
-    def _check_coverage(self, image_ids: list) -> None:
+    def _check_coverage(self, image_ids: np.ndarray) -> None:
         known = self._ground_truth().image_ids
         absent = np.setdiff1d(known, image_ids)
         if len(absent):
@@ -294,6 +324,10 @@ class LongTailLVISEvaluator(DatasetEvaluator):
         write_predictions(path, predictions)
         logger.info(f"wrote {len(predictions)} predictions to {path}")
         return path
+
+
+def _is_unseen(part: str | Part) -> bool:
+    return isinstance(part, str) and not os.path.isfile(part)
 
 
 def _check_classes(num_classes: int, category_ids: Sequence[int], class_counts) -> None:

@@ -101,6 +101,8 @@ class LVISResult:
         if self.groups is not None:
             per_class["group"] = self.groups
         per_class.update({f"train_{unit}": n for unit, n in (class_counts or {}).items()})
+        if self.matches:
+            per_class.update(next(iter(self.matches.values())).test_counts())
         return make_record(
             task="instance",
             dataset=dataset,

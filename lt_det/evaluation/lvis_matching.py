@@ -81,6 +81,16 @@ class Matches:
         ]
         return np.stack(counts)
 
+    def test_counts(self) -> dict[str, np.ndarray]:
+        """(C,) int64 "test_images" and "test_instances": objects to be found and their images."""
+        classes = len(self.category_ids)
+        use = ~self.gt_ignored[0]
+        pairs = np.unique(self.gt_image[use].astype(np.int64) * classes + self.gt_class[use])
+        return {
+            "test_images": np.bincount(pairs % classes, minlength=classes),
+            "test_instances": np.bincount(self.gt_class[use], minlength=classes),
+        }
+
     def save(self, path: str | os.PathLike) -> None:
         """Write a ``.npz`` file, all or nothing; bools take a bit, `det_gt` only its matches."""
         arrays = dict(vars(self))

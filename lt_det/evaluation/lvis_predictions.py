@@ -14,6 +14,7 @@ import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.json_files import read_json_list, write_json_list
+from lt_det.evaluation.prediction_files import part_files, read_folder
 from lt_det.evaluation.predictions import Predictions, is_finite
 
 PREDICTIONS_FILE = "lvis_instances_results.json"
@@ -23,13 +24,17 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     """Read predictions as columns.
 
     Args:
-        path: a JSON file in the results format, a ``.npz`` file of columns, or a folder of these.
+        path: a JSON file in the results format, a ``.npz`` file of columns, or a folder of these;
+            also the folder into which an evaluation writes while inference runs, see
+            :func:`lt_det.evaluation.prediction_files.read_folder`.
 
     Raises:
         MissingFileError: no such file.
         DataError: something else; the message names the file and the entry.
     """
     path = os.fspath(path)
+    if part_files(path):
+        return read_folder(path).predictions
     if os.path.isdir(path) or path.endswith(".npz"):
         return Predictions.load(path)
     _check_file(path)

@@ -9,10 +9,10 @@ Reports, tables and comparisons read records and nothing else. A record is a dic
     metrics         {part: {metric: number}}, e.g. {"bbox": {"AP": 21.3}}; AP in percent
     per_class       {column: (C,) list}: "name", and if known "group" ("r", "c", "f"),
                     "train_images", "train_instances", "train_pixels", "test_images",
-                    "test_pixels", and results as "<part>/<metric>"
+                    "test_instances", "test_pixels", and results as "<part>/<metric>"
     group_sizes     {"r": classes, "c": classes, "f": classes}
     run             {"iteration", "seed", "config", "config_hash", "weights", "versions",
-                    "counts_fingerprint", "selection", "date", "loss",
+                    "counts_fingerprint", "selection", "date", "loss", "calibration",
                     "seconds_per_iteration"}; {} until `add_run_info`
     intervals       confidence intervals, only if they were computed: {"method", "resamples",
                     "seed", "confidence", "metrics": {part: {metric: [low, high]}}} in percent,
@@ -519,7 +519,7 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
         words = GROUP_WORDS.get(records[0]["task"], {})
         first = {**first, "group": [words.get(g, g) for g in first["group"]]}
     about = ("name", "group", *(f"train_{unit}" for unit in ("images", "instances", "pixels")))
-    about += ("test_images", "test_pixels")
+    about += ("test_images", "test_instances", "test_pixels")
     about = [c for c in about if c in first]
     numbers_ = [c for c in first if "/" in c]
     order = range(len(first["name"]))

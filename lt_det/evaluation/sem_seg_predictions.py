@@ -28,6 +28,7 @@ from PIL import Image
 from lt_det.errors import MissingFileError
 from lt_det.evaluation.arrays import write_arrays
 from lt_det.evaluation.results import atomic_file
+from lt_det.evaluation.run_lengths import encode_edges
 from lt_det.evaluation.sem_seg_metrics import Areas, runs
 
 IMAGES_FILE = "sem_seg_images.npz"
@@ -108,48 +109,10 @@ def class_rles(labels: np.ndarray) -> dict[int, str]:
     first, length = runs(pixels)
     order = np.argsort(pixels[first], kind="stable")
     classes, first, length = pixels[first][order], first[order], length[order]
-    last_of_class = np.append(classes[1:] != classes[:-1], True)
-    # Where each mask changes: starts and ends of its runs, and the end of the map.
-    edges = np.stack([first, first + length, np.full_like(first, pixels.size)], axis=1)
-    wanted = np.ones(edges.shape, dtype=bool)
-    wanted[:, 2] = last_of_class & (edges[:, 1] < pixels.size)
-    of = np.repeat(classes, wanted.sum(axis=1))
-    edges = edges[wanted]
-    texts = _coded(edges, of)
-    return dict(zip(classes[last_of_class].tolist(), texts, strict=True))
-
-
-def _coded(edges: np.ndarray, of: np.ndarray) -> list[str]:
-    """The text of each class from the (E,) `edges` of its mask, which are sorted by class `of`."""
-    starts, sizes = runs(of)
-    place = np.arange(len(of)) - np.repeat(starts, sizes)
-    counts = np.diff(edges, prepend=0)
-    counts[starts] = edges[starts]
-    # From the fourth on a count is coded as its difference to the last but one.
-    values = counts.copy()
-    values[2:] -= np.where(place[2:] > 2, counts[:-2], 0)
-    characters, lengths = _base_32(values)
-    text = characters.tobytes().decode("ascii")
-    ends = np.add.reduceat(lengths, starts).cumsum().tolist()
-    return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-
-
-def _base_32(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signed numbers in groups of 5 bits, lowest first: all uint8 characters, number of each.
-
-    Bit 5 says that a group of the number follows, and 48 ("0") is added. The last group is the
-    first whose highest bit is the sign of the number.
-    """
-    magnitude = np.where(values < 0, ~values, values)
-    sizes = np.ones(len(values), dtype=np.int64)
-    groups = 1
-    while (longer := magnitude >= 1 << (5 * groups - 1)).any():
-        sizes += longer
-        groups += 1
-    at = np.arange(groups)
-    characters = (values[:, None] >> (5 * at)) & 31
-    characters |= np.where(at < sizes[:, None] - 1, 32, 0)
-    return (characters + 48).astype(np.uint8)[at < sizes[:, None]], sizes
+    found, index = np.unique(classes, return_inverse=True)
+    edges = np.stack([first, first + length], axis=1).ravel()
+    texts = encode_edges(edges, np.repeat(index, 2), len(found), pixels.size)
+    return {k: text.decode("ascii") for k, text in zip(found.tolist(), texts, strict=True)}
 
 
 def json_lines(file_name: str, labels: np.ndarray) -> str:

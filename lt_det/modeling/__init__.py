@@ -1,6 +1,7 @@
 """Heads. Importing this package registers them with Detectron2."""
 
 from lt_det.modeling.atss import LongTailATSS
+from lt_det.modeling.calibration import adjust_logits, norcal, tau_normalize
 from lt_det.modeling.cifar_resnet import CIFARResNet
 from lt_det.modeling.classifier import CosineClassifier, build_classifier
 from lt_det.modeling.dense import LongTailRetinaNet
@@ -33,5 +34,8 @@ __all__ = [
     "LongTailSegmentor",
     "LongTailSemSegFPNHead",
     "UPerNetHead",
+    "adjust_logits",
     "build_classifier",
+    "norcal",
+    "tau_normalize",
 ]

@@ -21,6 +21,7 @@ from lt_det.losses.dense_normalizer import DenseNormalizer
 from lt_det.losses.federated import verified_classes
 from lt_det.losses.layout import dense_rows
 from lt_det.modeling.build import federated_from_config, loss_from_config
+from lt_det.modeling.calibration import CountCalibration, calibration_from_config
 from lt_det.modeling.classifier import prior_bias
 from lt_det.modeling.dense_inference import detect, level_candidates
 
@@ -141,6 +142,7 @@ def dense_arguments(cfg, loss: LongTailLoss, head: nn.Module) -> dict:
         "clip_boxes": node.CLIP_BEFORE_NMS,
         "box_weight": node.BOX_WEIGHT,
         "box_weight_by_iou": node.BOX_WEIGHT_BY_IOU,
+        "calibration": calibration_from_config(cfg, loss),
     }
 
 
@@ -218,6 +220,7 @@ class LongTailDense:
         box_weight: factor on the box regression loss.
         box_weight_by_iou: weight the box loss of a positive by the IoU of its predicted box, and
             divide by the sum of these weights: ``max(1, sum over ranks) / W`` with W ranks.
+        calibration: of the class logits at inference; None = none.
         **kwargs: arguments of Detectron2's detector. Those of its focal loss have no effect.
     """
 
@@ -234,12 +237,14 @@ class LongTailDense:
         clip_boxes: bool = False,
         box_weight: float = 1.0,
         box_weight_by_iou: bool = False,
+        calibration: CountCalibration | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.cls_loss, self.normalizer, self.federated = loss, normalizer, federated
         self.max_candidates, self.clip_boxes = max_candidates, clip_boxes
         self.box_weight, self.box_weight_by_iou = box_weight, box_weight_by_iou
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -343,7 +348,7 @@ class LongTailDense:
         qualities = outputs[2] if len(outputs) > 2 else [None] * len(anchors)
         levels = [
             level_candidates(
-                logits[k],
+                logits[k] if self.calibration is None else self.calibration.maps(logits[k]),
                 deltas[k],
                 boxes.tensor,
                 None if quality is None else quality[k],

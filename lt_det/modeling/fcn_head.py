@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lt_det.errors import ConfigError
 from lt_det.losses import LongTailLoss
+from lt_det.modeling.calibration import Calibration
 from lt_det.modeling.sem_seg import (
     PixelClassifier,
     PixelHead,
@@ -79,6 +80,7 @@ class FCNHead(PixelHead):
         norm: normalisation, as in ``detectron2.layers.get_norm``.
         ignore_value: label of pixels without one.
         loss_weight: factor on the loss.
+        calibration: of the logits at inference; None = none.
 
     Raises:
         ConfigError: no convolution, or a dropout outside of [0, 1).
@@ -98,6 +100,7 @@ class FCNHead(PixelHead):
         norm: str = "",
         ignore_value: int = 255,
         loss_weight: float = 1.0,
+        calibration: Calibration | None = None,
     ):
         super().__init__()
         if num_convs < 1:
@@ -116,6 +119,7 @@ class FCNHead(PixelHead):
         self.dropout = channel_dropout(dropout)
         self.predictor = PixelClassifier(classifier)
         self.cls_loss = loss
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:

@@ -13,6 +13,13 @@ from lt_det.errors import ConfigError
 from lt_det.losses import LongTailLoss
 from lt_det.losses.layout import image_rows
 from lt_det.modeling.build import classifier_from_config, loss_from_config
+from lt_det.modeling.calibration import (
+    Calibration,
+    calibrated_scores,
+    calibration_from_config,
+    check_calibration,
+    warn_of_double_correction,
+)
 from lt_det.modeling.classifier import ClassScale, tau_normalized_logits
 from lt_det.modeling.freeze import FrozenParts
 from lt_det.modeling.mixup import Mixup, mixed_terms
@@ -35,6 +42,7 @@ class LongTailClassifier(nn.Module):
         class_scale: learned factor on each output; None = none.
         tau: at inference, rows of a linear classifier are divided by their norm to the power
             tau and the bias is left out; 0 = not.
+        calibration: of the logits at inference; None = none.
         keep_features: give the pooled features beside the scores at inference.
         freeze: dotted names of parts that do not train.
         freeze_norm: see :class:`~lt_det.modeling.freeze.FrozenParts`.
@@ -53,6 +61,7 @@ class LongTailClassifier(nn.Module):
         mixup: Mixup | None = None,
         class_scale: nn.Module | None = None,
         tau: float = 0.0,
+        calibration: Calibration | None = None,
         keep_features: bool = False,
         freeze: Sequence[str] = (),
         freeze_norm: str = "eval",
@@ -64,6 +73,7 @@ class LongTailClassifier(nn.Module):
         self.cls_loss = loss
         self.class_scale = class_scale
         self.mixup = mixup
+        self.calibration = calibration
         self.tau, self.keep_features = tau, keep_features
         for key, values in (("PIXEL_MEAN", pixel_mean), ("PIXEL_STD", pixel_std)):
             if len(values) != 3 or (key == "PIXEL_STD" and not min(values) > 0):
@@ -101,7 +111,7 @@ class LongTailClassifier(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mixup": mixup_from_config(cfg),
             "class_scale": ClassScale(loss.num_logits) if cfg.MODEL.LT.CLASS_SCALE else None,
-            "tau": cfg.TEST.LT.TAU_NORM,
+            **_calibration_arguments(cfg, loss),
             "keep_features": cfg.TEST.LT.KEEP_FEATURES,
             "freeze": cfg.MODEL.LT.FREEZE,
             "freeze_norm": cfg.MODEL.LT.FREEZE_NORM,
@@ -133,7 +143,10 @@ class LongTailClassifier(nn.Module):
         images = self.preprocess(batched_inputs)
         if not self.training:
             features = self.features(images)
-            outputs = [{"scores": row} for row in self.cls_loss.scores(self.logits(features))]
+            scores = calibrated_scores(
+                self.calibration, self.cls_loss, self.logits(features), self.classifier
+            )
+            outputs = [{"scores": row} for row in scores]
             if self.keep_features:
                 for output, row in zip(outputs, features, strict=True):
                     output["features"] = row
@@ -184,6 +197,25 @@ class LongTailClassifier(nn.Module):
 
     def _needed(self, features: Tensor) -> Tensor | None:
         return features if self.cls_loss.needs_features else None
+
+
+def _calibration_arguments(cfg, loss: LongTailLoss) -> dict:
+    """The tau of the classifier's rows, and any other calibration.
+
+    Raises:
+        ConfigError: tau set in two places, or what
+            :func:`~lt_det.modeling.calibration.calibration_from_config` finds wrong.
+    """
+    tau, node = cfg.TEST.LT.TAU_NORM, cfg.MODEL.LT.CALIBRATION
+    if check_calibration(cfg) != "TauNorm":
+        return {"tau": tau, "calibration": calibration_from_config(cfg, loss)}
+    if tau:
+        raise ConfigError(
+            f"TEST.LT.TAU_NORM is {tau} and MODEL.LT.CALIBRATION.NAME TauNorm with STRENGTH "
+            f"{node.STRENGTH}: they are the same, set one"
+        )
+    warn_of_double_correction(cfg.MODEL.LT.LOSS.NAME, node.NAME, node.STRENGTH)
+    return {"tau": node.STRENGTH}
 
 
 def mixup_from_config(cfg) -> Mixup | None:

@@ -23,6 +23,11 @@ from lt_det.modeling.build import (
     federated_from_config,
     loss_from_config,
 )
+from lt_det.modeling.calibration import (
+    Calibration,
+    calibrated_scores,
+    calibration_from_config,
+)
 
 # Detectron2's writers run every 20 iterations; reading the accuracy more often would wait for
 # the device for numbers that nobody sees.
@@ -42,6 +47,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         classifier: maps region features to ``loss.num_logits`` outputs.
         federated: makes the loss's class mask from the labels of the regions and the classes
             verified in the image of each, see ``lt_det.losses.federated``; None = no mask.
+        calibration: of the logits at inference; None = none.
         **kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``.
     """
 
@@ -53,12 +59,14 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         loss: LongTailLoss,
         classifier: nn.Module,
         federated: nn.Module | None = None,
+        calibration: Calibration | None = None,
         **kwargs,
     ):
         super().__init__(input_shape, **kwargs)
         self.cls_score = classifier
         self.cls_loss = loss
         self.federated = federated
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
@@ -70,6 +78,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         ret["loss"] = loss
         ret["classifier"] = classifier_from_config(cfg, loss, in_features)
         ret["federated"] = federated_from_config(cfg, num_classes=num_classes)
+        ret["calibration"] = calibration_from_config(cfg, loss, ret["classifier"])
         return ret
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -114,8 +123,8 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
 
     def predict_probs(self, predictions, proposals: list[Instances]) -> list[Tensor]:
-        """Scores (R_i, C+1) of each image, the background last."""
-        scores = self.cls_loss.scores(predictions[0])
+        """Scores (R_i, C+1) of each image after the calibration, the background last."""
+        scores = calibrated_scores(self.calibration, self.cls_loss, predictions[0], self.cls_score)
         return list(scores.split([len(p) for p in proposals]))
 
     def _class_mask(self, gt_classes: Tensor, proposals: list[Instances]) -> Tensor | None:

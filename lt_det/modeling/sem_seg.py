@@ -23,6 +23,11 @@ from lt_det.losses.base import widen
 from lt_det.losses.layout import segmentation_map, segmentation_rows
 from lt_det.losses.one_pass import row_blocks
 from lt_det.modeling.build import classifier_from_config, loss_from_config
+from lt_det.modeling.calibration import (
+    Calibration,
+    calibrated_scores,
+    calibration_from_config,
+)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -41,13 +46,20 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def pixel_scores(loss: LongTailLoss, logits: Tensor) -> Tensor:
+def pixel_scores(
+    loss: LongTailLoss,
+    logits: Tensor,
+    calibration: Calibration | None = None,
+    classifier: nn.Module | None = None,
+) -> Tensor:
     """``loss.scores`` of every pixel, in blocks.
 
     Args:
         loss: built with ``has_background=False``.
         logits: (B, L, H, W), float32 or wider; copied unless they are in channels-last memory
             or B is 1.
+        calibration: of the logits of `classifier`; None = none.
+        classifier: needed by a calibration alone.
 
     Returns:
         (B, C, H, W) in [0, 1] of the logits' dtype, in channels-last memory.
@@ -55,7 +67,7 @@ def pixel_scores(loss: LongTailLoss, logits: Tensor) -> Tensor:
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
     scores = rows.new_empty(len(rows), loss.num_classes)
     for block in row_blocks(rows):
-        scores[block] = loss.scores(rows[block])
+        scores[block] = calibrated_scores(calibration, loss, rows[block], classifier)
     return segmentation_map(scores, *logits.shape[-2:])
 
 
@@ -88,8 +100,9 @@ class PixelHead(nn.Module):
     the loss says, where Detectron2 gives logits; logits are resized to the size of the labels
     and not by a factor; a batch without any valid pixel has loss 0, in Detectron2 NaN.
 
-    A subclass has the attributes `cls_loss`, `ignore_value`, `loss_weight` and `common_stride`,
-    and a method ``layers`` from features to logits (B, L, H / common_stride, W / common_stride).
+    A subclass has the attributes `cls_loss`, `calibration`, `ignore_value`, `loss_weight` and
+    `common_stride`, a :class:`PixelClassifier` `predictor`, and a method ``layers`` from features
+    to logits (B, L, H / common_stride, W / common_stride).
     """
 
     def forward(self, features: Mapping[str, Tensor], targets: Tensor | None = None):
@@ -123,13 +136,20 @@ class PixelHead(nn.Module):
         return {_term_name(name): term * self.loss_weight for name, term in terms.items()}
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(B, L, H, W) -> (B, C, H, W) in [0, 1]."""
-        return pixel_scores(self.cls_loss, logits)
+        """(B, L, H, W) -> (B, C, H, W) in [0, 1], after the calibration."""
+        classifier = self.predictor.classifier
+        return pixel_scores(self.cls_loss, logits, self.calibration, classifier)
 
 
 def _term_name(name: str) -> str:
     """Detectron2's name of a term: "loss_cls" -> "loss_sem_seg", "loss_x" -> "loss_sem_seg_x"."""
     return "loss_sem_seg" + name.removeprefix("loss").removeprefix("_cls")
+
+
+def pixel_counts(cfg) -> Sequence[float] | None:
+    """Class counts of a PanopticFPN's pixels; None where they are ``MODEL.LT.CLASS_COUNTS``."""
+    panoptic = cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    return cfg.MODEL.LT.SEM_SEG.CLASS_COUNTS if panoptic else None
 
 
 def pixel_loss_from_config(cfg, seed_offset: int = 0) -> LongTailLoss:
@@ -142,13 +162,14 @@ def pixel_loss_from_config(cfg, seed_offset: int = 0) -> LongTailLoss:
         ConfigError: a loss that needs the features of every pixel, or whatever
             :func:`~lt_det.losses.build_loss` finds wrong.
     """
-    panoptic = cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    counts = pixel_counts(cfg)
+    panoptic = counts is not None
     try:
         loss = loss_from_config(
             cfg,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             has_background=False,
-            class_counts=cfg.MODEL.LT.SEM_SEG.CLASS_COUNTS if panoptic else None,
+            class_counts=counts,
             seed_offset=seed_offset,
         )
     except ConfigError as error:
@@ -167,11 +188,13 @@ def pixel_loss_from_config(cfg, seed_offset: int = 0) -> LongTailLoss:
 
 
 def pixel_arguments(cfg, in_features: int, seed_offset: int = 0) -> dict:
-    """What every head takes: loss, classifier of (M, `in_features`), ignored label, weight."""
+    """What every head takes: loss, classifier of (M, `in_features`), ignored label, ..."""
     loss = pixel_loss_from_config(cfg, seed_offset)
+    classifier = classifier_from_config(cfg, loss, in_features)
     return {
         "loss": loss,
-        "classifier": classifier_from_config(cfg, loss, in_features),
+        "classifier": classifier,
+        "calibration": calibration_from_config(cfg, loss, classifier, pixel_counts(cfg)),
         "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
     }
@@ -207,6 +230,7 @@ class LongTailSemSegFPNHead(PixelHead, SemSegFPNHead):
         input_shape: shapes of the features.
         loss: built with ``has_background=False``.
         classifier: (M, conv_dims) -> (M, L).
+        calibration: of the logits at inference; None = none.
         **kwargs: arguments of ``SemSegFPNHead`` but the number of classes.
     """
 
@@ -217,11 +241,13 @@ class LongTailSemSegFPNHead(PixelHead, SemSegFPNHead):
         *,
         loss: LongTailLoss,
         classifier: nn.Module,
+        calibration: Calibration | None = None,
         **kwargs,
     ):
         super().__init__(input_shape, num_classes=loss.num_classes, **kwargs)
         self.predictor = PixelClassifier(classifier)
         self.cls_loss = loss
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -248,6 +274,7 @@ class LongTailDeepLabV3PlusHead(PixelHead, DeepLabV3PlusHead):
         input_shape: shapes of the features.
         loss: built with ``has_background=False``.
         classifier: (M, decoder_channels[0]) -> (M, L).
+        calibration: of the logits at inference; None = none.
         **kwargs: arguments of ``DeepLabV3PlusHead`` but number of classes and type of the loss.
     """
 
@@ -258,6 +285,7 @@ class LongTailDeepLabV3PlusHead(PixelHead, DeepLabV3PlusHead):
         *,
         loss: LongTailLoss,
         classifier: nn.Module,
+        calibration: Calibration | None = None,
         **kwargs,
     ):
         super().__init__(
@@ -266,6 +294,7 @@ class LongTailDeepLabV3PlusHead(PixelHead, DeepLabV3PlusHead):
         del self.loss
         self.predictor = PixelClassifier(classifier)
         self.cls_loss = loss
+        self.calibration = calibration
         pyramid = self.decoder[self.in_features[-1]]["project_conv"]
         if pyramid.pool_kernel_size is not None:
             pyramid.convs[-1][0] = WindowAverage(pyramid.pool_kernel_size)

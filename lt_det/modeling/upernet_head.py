@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lt_det.errors import ConfigError
 from lt_det.losses import LongTailLoss
+from lt_det.modeling.calibration import Calibration
 from lt_det.modeling.fcn_head import channel_dropout, conv_norm_relu
 from lt_det.modeling.sem_seg import (
     PixelClassifier,
@@ -77,6 +78,7 @@ class UPerNetHead(PixelHead):
         norm: normalisation, see :class:`PyramidPooling`.
         ignore_value: label of pixels without one.
         loss_weight: factor on the loss.
+        calibration: of the logits at inference; None = none.
 
     Raises:
         ConfigError: a pool size below 1, or a dropout outside of [0, 1).
@@ -95,6 +97,7 @@ class UPerNetHead(PixelHead):
         norm: str = "",
         ignore_value: int = 255,
         loss_weight: float = 1.0,
+        calibration: Calibration | None = None,
     ):
         super().__init__()
         if min(pool_sizes, default=1) < 1:
@@ -113,6 +116,7 @@ class UPerNetHead(PixelHead):
         self.dropout = channel_dropout(dropout)
         self.predictor = PixelClassifier(classifier)
         self.cls_loss = loss
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:

@@ -238,3 +238,23 @@ def test_many_masks_of_an_image_and_class():
         assert_arrays_equal(arrays(result, task), reference(dataset, predictions, task), task)
     found = precision_and_recall(result.matches["segm"])
     assert_arrays_equal(found, _Arrays(*arrays(result, "segm")))
+
+
+def test_the_record_counts_what_there_is_to_find():
+    """Objects and their images, of objects that are not ignored."""
+    gt = {
+        "images": [
+            {"id": i, "height": 99, "width": 99, "neg_category_ids": []}
+            | {"not_exhaustive_category_ids": []}
+            for i in (1, 2)
+        ],
+        "categories": [{"id": k, "name": f"c{k}"} for k in (1, 2, 3)],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": k, "bbox": [9, 9, 9, 9], "area": 81.0}
+            | ({"ignore": 1} if n == 5 else {})
+            for n, (i, k) in enumerate([(1, 1), (1, 1), (2, 1), (2, 2), (1, 2)], start=1)
+        ],
+    }
+    per_class = evaluate_lvis(gt, [], ["bbox"]).record("set")["per_class"]
+    assert per_class["test_images"] == [2, 1, 0]
+    assert per_class["test_instances"] == [3, 1, 0]

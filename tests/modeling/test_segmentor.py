@@ -38,6 +38,7 @@ class PointHead(PixelHead):
         self.cls_loss = build_loss(name, num_classes=CLASSES)
         self.predictor = PixelClassifier(build_classifier(self.cls_loss, 3, init_std=1.0))
         self.ignore_value, self.loss_weight, self.common_stride = IGNORED, 1.0, 1
+        self.calibration = None
 
     def layers(self, features):
         return self.predictor(features["pixels"])
