@@ -31,10 +31,6 @@ class MissingFileError(LtDetError, FileNotFoundError):
         return " ".join(str(a) for a in self.args)
 
 
-class PackageError(LtDetError, ImportError):
-    """A package that is missing or does not work; the message says what installs it."""
-
-
 class CheckpointError(LtDetError, RuntimeError):
     """A checkpoint that does not fit the model; the message names file, parameter and key."""
 

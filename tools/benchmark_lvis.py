@@ -27,9 +27,9 @@ import numpy as np
 import orjson
 import pycocotools.mask as mask_utils
 from benchmark_common import environment, positive
+from lvis import LVIS, LVISEval, LVISResults
 
 from lt_det.evaluation import Predictions, evaluate_lvis
-from lt_det.evaluation.lvis_metrics import lvis_classes
 from lt_det.evaluation.predictions import concatenate
 
 CLASSES = 1203
@@ -186,7 +186,6 @@ def evaluate(way: str, task: str, folder: Path, output: Path) -> dict:
     """Evaluate in this process and write the arrays: seconds and MB."""
     predictions = _input(way, task, folder)
     gt = str(folder / GROUND_TRUTH)
-    lvis_classes()
     held = _reset_peak()
     clock, processor = time.perf_counter(), time.process_time()
     arrays = (_by_lvis if way == REFERENCE else _by_us)(gt, predictions, task)
@@ -214,9 +213,8 @@ def _input(way: str, task: str, folder: Path):
 
 
 def _by_lvis(gt: str, predictions: list[dict], task: str) -> dict[str, np.ndarray]:
-    lvis, results, evaluation = lvis_classes()
-    ground_truth = lvis(gt)
-    evaluation = evaluation(ground_truth, results(ground_truth, predictions), task)
+    ground_truth = LVIS(gt)
+    evaluation = LVISEval(ground_truth, LVISResults(ground_truth, predictions), task)
     evaluation.run()
     return {name: evaluation.eval[name] for name in ("precision", "recall")}
 

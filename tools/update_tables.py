@@ -17,6 +17,8 @@ from pathlib import Path
 import benchmark_images
 import benchmark_loading
 import benchmark_losses
+import benchmark_lvis
+import benchmark_masks
 import benchmark_samplers
 import benchmark_sem_seg
 import numpy as np
@@ -211,6 +213,14 @@ def images_table():
     return f"{benchmark_images.head(record)}\n\n{benchmark_images.table(cases)}"
 
 
+def lvis_table():
+    """The tables of `benchmark.py lvis-eval`, one for each size of the set."""
+    records = json.loads((BENCHMARKS / "lvis_eval.json").read_text())
+    return "\n\n".join(
+        f"{benchmark_lvis.head(r)}\n\n{benchmark_lvis.table(r['results'])}" for r in records
+    )
+
+
 TABLES = {
     "losses": losses_table,
     "rules": rules_table,
@@ -221,6 +231,8 @@ TABLES = {
     "benchmark load-images": images_table,
     "benchmark samplers": lambda: data_table(benchmark_samplers, "samplers"),
     "benchmark sem-seg-eval": lambda: data_table(benchmark_sem_seg, "sem_seg_eval"),
+    "benchmark lvis-eval": lvis_table,
+    "benchmark mask-rle": lambda: data_table(benchmark_masks, "mask_rle"),
     "cifar10_lt": cifar_table,
     "quick": quick_table,
     "quick one-stage": one_stage_table,

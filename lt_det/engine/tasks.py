@@ -31,7 +31,7 @@ from lt_det.engine.optimizer import max_grad_norm
 from lt_det.errors import ConfigError
 from lt_det.evaluation.classification import LongTailClassificationEvaluator
 from lt_det.evaluation.lvis import LongTailLVISEvaluator
-from lt_det.evaluation.lvis_metrics import METRICS, lvis_classes
+from lt_det.evaluation.lvis_metrics import METRICS
 from lt_det.evaluation.sem_seg import LongTailSemSegEvaluator, check_save
 from lt_det.evaluation.sem_seg_metrics import SIZES
 from lt_det.evaluation.sem_seg_predictions import remove_predictions
@@ -85,9 +85,7 @@ class Detection:
     @staticmethod
     def test_classes(cfg, name: str) -> list[str]:
         """Class names of a test set, after checks that need no model."""
-        info = dataset_info(name)
-        lvis_classes()
-        return info.class_names
+        return dataset_info(name).class_names
 
     @staticmethod
     def check_test_files(cfg, name: str) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 
-from lt_det.errors import PackageError
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.lvis_matching import Matches
 
@@ -17,29 +14,6 @@ AR_METRICS = ("AR", "ARs", "ARm", "ARl")
 METRICS = AP_METRICS + AR_METRICS
 # The R recalls at which precision is read.
 RECALLS = np.linspace(0.0, 1.0, 101)
-
-
-@functools.lru_cache(maxsize=1)
-def lvis_classes() -> tuple[type, type, type]:
-    """(LVIS, LVISResults, LVISEval) of the `lvis` package, the reference of what is done here.
-
-    ``import lvis`` configures the root logger, which is undone.
-
-    Raises:
-        PackageError: the LVIS API is not installed.
-    """
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        from lvis import LVIS, LVISEval, LVISResults
-    except ImportError as e:
-        raise PackageError(
-            f"the LVIS API cannot be imported ({e}); tools/install_detectron2.py installs it"
-        ) from e
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-    return LVIS, LVISResults, LVISEval
 
 
 def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:

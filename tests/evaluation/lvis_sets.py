@@ -6,11 +6,12 @@ import copy
 import logging
 from unittest import mock
 
+import lvis.eval as lvis_eval
 import numpy as np
 import pycocotools.mask as mask_utils
+from lvis import LVIS, LVISEval, LVISResults
 
 from lt_det.evaluation.groups import GROUPS
-from lt_det.evaluation.lvis_metrics import lvis_classes
 
 SIZE = 130  # pixels; room for all three ranges of area (32^2, 96^2)
 # Sides with areas on both borders, and inside all ranges.
@@ -131,19 +132,16 @@ def reference(dataset, predictions, task, *, max_detections=300, image_ids=None)
         max_detections: -1: no limit.
         image_ids: the images to evaluate; None: all.
     """
-    lvis, results, evaluation = lvis_classes()
-    import lvis.eval as lvis_eval
-
     predictions = copy.deepcopy(predictions)
     if task == "segm":  # or LVISResults would take the area of the box
         for p in predictions:
             p.pop("bbox")
-    gt = lvis.__new__(lvis)
+    gt = LVIS.__new__(LVIS)
     gt.logger, gt.dataset = logging.getLogger("lvis"), copy.deepcopy(dataset)
     gt._create_index()
     with mock.patch.object(lvis_eval, "np", NumpyWithFloat()):
-        dt = results(gt, predictions, max_dets=max_detections)
-        found = evaluation(gt, dt, task)
+        dt = LVISResults(gt, predictions, max_dets=max_detections)
+        found = LVISEval(gt, dt, task)
         if image_ids is not None:
             found.params.img_ids = list(image_ids)
         found.run()

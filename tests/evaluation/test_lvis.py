@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import lvis.eval
 import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
@@ -23,7 +24,6 @@ from lt_det.evaluation import (
     Predictions,
     evaluate_lvis,
     load_predictions,
-    lvis_metrics,
 )
 from lt_det.evaluation.groups import GROUPS, group_means
 from lt_det.evaluation.lvis_ground_truth import load_ground_truth
@@ -173,9 +173,6 @@ class NumpyWithFloat:
 
 def reference(json_file, predictions, task):
     """``lvis.LVISEval`` of the package itself, as Detectron2 calls it, in percent."""
-    lvis_metrics.lvis_classes()  # imports lvis without its effect on the root logger
-    import lvis.eval
-
     predictions = copy.deepcopy(predictions)
     if task == "segm":  # or LVISResults would take the area of the box
         for p in predictions:
@@ -599,27 +596,6 @@ def test_log_has_a_row_per_task_and_the_classes_of_each_group(tmp_path, caplog):
         run(tmp_path, one_object(), {1: [(0, BOX, 0.9)]})
     assert "| box  | 100.00 |" in caplog.text and "| mask | 100.00 |" in caplog.text
     assert "Classes with ground truth: r 0 of 1, c 1 of 1, f 0 of 0" in caplog.text
-
-
-def test_importing_lvis_leaves_numpy_and_the_root_logger_alone(tmp_path):
-    code = """
-import logging, numpy as np
-root = logging.getLogger()
-# basicConfig acts on a root logger without handlers: it adds one and sets WARNING.
-root.handlers.clear()
-root.setLevel(logging.ERROR)
-from lt_det.evaluation.lvis_metrics import lvis_classes
-lvis_classes()
-assert root.handlers == [] and root.level == logging.ERROR, (root.handlers, root.level)
-assert not hasattr(np, "float")
-import lvis.eval
-assert lvis.eval.np is np
-print("untouched")
-"""
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert out.stdout == "untouched\n", out.stderr
 
 
 # ------------------------------------------------------------------ errors
