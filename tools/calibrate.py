@@ -37,7 +37,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import command_line  # noqa: F401  a warning
 from command_line import output_file
 
 from lt_det.engine import load_config, prepare_config
@@ -145,6 +144,10 @@ def parse_args(argv=None):
     for name in others[kind]:
         if getattr(args, name):
             parser.error(f"--{name.replace('_', '-')} does not go with --{kind}")
+    if args.pred and args.opts:
+        parser.error(f"{' '.join(args.opts)!r}: --pred has no configuration to override")
+    if args.seed < 0:
+        parser.error(f"--seed must be 0 or more, got {args.seed}")
     if args.resamples < 0 or args.resamples == 1:
         parser.error(f"--resamples must be 0 (no intervals) or at least 2, got {args.resamples}")
     if args.limit < 0:
@@ -157,12 +160,22 @@ def parse_args(argv=None):
 
 @dataclass
 class Job:
-    """What is to be done; `rescored` gives the predictions of a file under a strength."""
+    """What is to be done.
+
+    Attributes:
+        method: its name in the configuration.
+        sets: part -> data set.
+        trials: of the strengths.
+        metric: what chooses.
+        file: for the result; None: it is printed alone.
+        rescored: the predictions of a file under a strength.
+    """
 
     method: str
     sets: dict
     trials: object
     metric: str
+    file: str | None
     rescored: Callable | None = None
 
 
@@ -193,12 +206,22 @@ def run_config(args):
 
 def run_job(args, method):
     cfg, sets = run_config(args)
+    file = args.json or default_file(args.run, sets[REPORTING], method)
     task = task_of(cfg).name
     trials_of = classification_trials if task == "classification" else model_trials
     trials = trials_of(args, cfg, sets, method, strengths_of(args, task))
     if args.strength:
         warn_of_double_correction(cfg.MODEL.LT.LOSS.NAME, method, args.strength)
-    return Job(method, sets, trials, args.metric or DEFAULT_METRICS[task])
+    return Job(method, sets, trials, args.metric or DEFAULT_METRICS[task], file)
+
+
+def default_file(run, name, method):
+    """For the result of a run; its folder is made now, so that nothing computed is lost."""
+    path = run / "calibration" / f"{name}.{method}.json"
+    try:
+        return str(output_file(path))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{error}; --json names another file") from error
 
 
 def classification_trials(args, cfg, sets, method, strengths):
@@ -273,7 +296,11 @@ def read_counts(path, names, unit):
     try:
         columns = json.loads(Path(path).read_text(encoding="utf-8"))["per_class"]
         places = {name: k for k, name in enumerate(columns["name"])}
-        counts = {u: columns[u] for u in ("images", "instances") if u in columns}
+        counts = {
+            u: whole_numbers(columns[u], len(columns["name"]), u)
+            for u in ("images", "instances")
+            if u in columns
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no file of tools/class_counts.py --json: {error!r}") from error
     if unit not in counts:
@@ -285,6 +312,17 @@ def read_counts(path, names, unit):
             f"file, the first is {missing[0]!r}"
         )
     return {u: [c[places[name]] for name in names] for u, c in counts.items()}
+
+
+def whole_numbers(counts, number, unit):
+    """`counts` themselves, if they are one whole number >= 0 for each of so many classes."""
+    if not isinstance(counts, list) or len(counts) != number:
+        got = len(counts) if isinstance(counts, list) else repr(counts)
+        raise ValueError(f"{unit} of {number} classes, got {got}")
+    bad = [n for n in counts if isinstance(n, bool) or not isinstance(n, int) or n < 0]
+    if bad:
+        raise ValueError(f"{unit} are whole numbers >= 0, got {bad[0]!r}")
+    return counts
 
 
 def read_truth(args):
@@ -300,6 +338,11 @@ def read_truth(args):
 
 
 def prediction_job(args, method):
+    if method == "TauNorm":
+        raise ConfigError(
+            f"--method {args.method} goes by the weights of the classifier, which --pred does not "
+            "have: use --run"
+        )
     truth, predictions = read_truth(args), read_predictions(args.pred)
     if not len(predictions):
         raise DataError(f"{args.pred} holds no prediction")
@@ -325,7 +368,7 @@ def prediction_job(args, method):
         dict.fromkeys(PARTS, [partial(rescored, s) for s in strengths]),
         tasks=(task,),
     )
-    return Job(method, sets, trials, metric, rescored)
+    return Job(method, sets, trials, metric, args.json, rescored)
 
 
 # ------------------------------------------------------------------ report
@@ -457,16 +500,13 @@ def result_of(args, job, found, changed):
 
 def write(args, job, found, changed):
     """The result and, with --output, the predictions with other scores."""
-    path = args.json
-    if path is None and args.run is not None:
-        path = args.run / "calibration" / f"{job.sets[REPORTING]}.{job.method}.json"
     if args.output:
         write_predictions(args.output, job.rescored(job.trials.strengths[found.best]))
-    if path:
-        with atomic_file(path) as file:
+    if job.file:
+        with atomic_file(job.file) as file:
             json.dump(result_of(args, job, found, changed), file, indent=1, allow_nan=False)
             file.write("\n")
-    for name in (args.output, path):
+    for name in (args.output, job.file):
         if name:
             print(f"\nwrote {name}")
 

@@ -30,6 +30,7 @@ from reporting.results import result_section
 from reporting.runs import read_runs
 from reporting.training import gradient_section, training_section
 from reporting.trust import trust_section
+from show_results import split_label
 
 from lt_det.errors import LtDetError
 from lt_det.evaluation.results import atomic_file
@@ -60,7 +61,19 @@ def parse_args(argv=None):
         help=f"page to write; default {REPORT} in the first RUN, or here for a record",
     )
     parser.add_argument("--title", help="of the page; default: the labels of the runs")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.output is None:
+        try:
+            args.output = command_line.output_file(default_output(args.runs[0]))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"{error}; --output names another file")
+    return args
+
+
+def default_output(run: str) -> Path:
+    """`REPORT` in a run folder; for a record, in the current one."""
+    _, path = split_label(run)
+    return path / REPORT if path.is_dir() else Path(REPORT)
 
 
 def report(arguments: list[str], title: str | None = None) -> str:
@@ -90,16 +103,14 @@ def report(arguments: list[str], title: str | None = None) -> str:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    first = Path(args.runs[0].partition("=")[2] or args.runs[0])
-    output = args.output or (first / REPORT if first.is_dir() else REPORT)
     try:
         text = report(args.runs, args.title)
     except LtDetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    with atomic_file(output) as file:
+    with atomic_file(args.output) as file:
         file.write(text)
-    print(f"{output} ({len(text.encode()) / 1e6:.1f} MB)")
+    print(f"{args.output} ({len(text.encode()) / 1e6:.1f} MB)")
     return 0
 
 

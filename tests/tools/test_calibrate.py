@@ -183,12 +183,25 @@ def test_a_calibrated_run_is_not_calibrated_again(tmp_path, capsys):
         ["--pred", "b", "--method", "norcal", "--gt", "c", "--counts", "d"],
         ["--run", "a", "--method", "norcal", "--scores", "softmax"],
         ["--run", "a", "--method", "norcal", "--limit", "-1"],
+        ["--run", "a", "--method", "norcal", "--seed", "-1"],
+        [
+            *("--pred", "b", "--method", "norcal", "--gt", "c", "--counts", "d"),
+            *("--scores", "softmax", "SEED", "1"),
+        ],
         ["--run", "a", "--method", "norcal", "--resamples", "1"],
     ],
 )
 def test_contradictory_arguments_are_refused(args):
     with pytest.raises(SystemExit):
         tool.parse_args(args)
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    (folder / "calibration").write_text("a file")
+    monkeypatch.setattr(tool, "search", None)
+    error = refused(capsys, "--run", folder, "--method", "norcal")
+    assert "toy.NorCal.json cannot be written" in error and "--json" in error
 
 
 # ------------------------------------------------------------------ models
@@ -331,8 +344,22 @@ def test_files_that_do_not_fit_are_named(detections, tmp_path, capsys):
     )
     bad.write_text("[1, 2]")
     assert "class_counts.py --json" in refused(capsys, "--pred", pred, "--counts", bad, *args)
+    for column, words in (
+        ([3], "instances of 2 classes, got 1"),
+        ([3, 900, 4], "instances of 2 classes, got 3"),
+        (3, "instances of 2 classes, got 3"),
+        ([3, "900"], "instances are whole numbers >= 0, got '900'"),
+        ([3, None], "got None"),
+        ([3, -1], "got -1"),
+        ([3, 2.5], "got 2.5"),
+    ):
+        columns = {"name": ["rare", "frequent"], "instances": column}
+        bad.write_text(json.dumps({"per_class": columns}))
+        error = refused(capsys, "--pred", pred, "--counts", bad, *args)
+        assert "bad.json" in error and words in error
     tau = ["--gt", gt, "--method", "tau-norm", "--scores", "softmax"]
-    assert "'TauNorm'" in refused(capsys, "--pred", pred, "--counts", counts, *tau)
+    error = refused(capsys, "--pred", pred, "--counts", counts, *tau)
+    assert "--method tau-norm" in error and "use --run" in error and "MODEL.LT" not in error
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
     assert "no prediction" in refused(capsys, "--pred", empty, "--counts", counts, *args)

@@ -547,6 +547,37 @@ def test_command_writes_the_page(detection, tmp_path, capsys):
     assert (detection.worse / "report.html").is_file()
 
 
+def test_the_page_of_a_folder_with_an_equals_sign_is_written_into_it(
+    detection, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run = tmp_path / "lr=0.1"
+    shutil.copytree(detection.worse, run)
+    (run / "report.html").unlink(missing_ok=True)
+    assert tool.main([str(run)]) == 0
+    assert (run / "report.html").is_file() and not list(here.iterdir())
+    (run / "report.html").unlink()
+    assert tool.main([f"a label={run}"]) == 0
+    assert (run / "report.html").is_file() and not list(here.iterdir())
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    detection, tmp_path, capsys, monkeypatch
+):
+    def work(*args):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(tool, "report", work)
+    run = tmp_path / "run"
+    (run / "report.html").mkdir(parents=True)
+    for args in ([str(run)], [str(run), "-o", str(run)]):
+        with pytest.raises(SystemExit):
+            tool.main(args)
+        assert f"{args[-1]}" in (error := capsys.readouterr().err) and "is a folder" in error
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
