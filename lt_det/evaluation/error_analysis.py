@@ -88,6 +88,8 @@ def detection_errors(
     - missed: an object that no detection matches. Of the detections of its class that are near
       (IoU 0.1) and those of another class at the same place (IoU 0.5), the one with the highest
       score decides: "localisation" or the group of the other class. Without any: "background".
+      A detection that matches another object is right there and explains nothing (as in TIDE),
+      and neither does one that the evaluation left out, such as those beyond its limits.
     - false positives: among the detections of highest score of each class, as many as it has
       objects (so that neither score thresholds nor the number of detections an image keeps
       matter). "duplicate": at the place of an object of its class that is found; or else the
@@ -96,8 +98,9 @@ def detection_errors(
 
     What federated annotation leaves unknown: a detection of a class that is not listed for its
     image is no false positive and is in no number of "false_positives"; it can be what an object
-    was taken for. A false positive on "background" may be on an object of a class that nobody
-    looked for in that image.
+    was taken for, beyond the limits of the evaluation too, since `matches` do not have it. A
+    false positive on "background" may be on an object of a class that nobody looked for in that
+    image.
 
     Args:
         gt: ground truth.
@@ -114,7 +117,8 @@ def detection_errors(
     found = np.zeros(len(gt.gt_class), dtype=bool)
     found[matches.det_gt[0][matches.det_gt[0] >= 0]] = True
     det_class = positions(predictions.category_ids, gt.category_ids)
-    pairs = _near_pairs(gt, predictions, det_class)
+    usable = _may_explain(gt, predictions, matches, det_class)
+    pairs = _near_pairs(gt, predictions, det_class, usable)
     same = det_class[pairs.det] == gt.gt_class[pairs.gt]
     missed = _what_objects_became(pairs, same, predictions.scores, found, group[det_class])
     hit = _what_detections_hit(pairs, same, found, group[gt.gt_class], len(predictions))
@@ -136,13 +140,30 @@ def detection_errors(
 _RIGHT, _BACKGROUND, _LOCALISATION, _DUPLICATE, _CLASS = range(5)
 
 
-def _near_pairs(gt: GroundTruth, predictions: Predictions, det_class: np.ndarray) -> Overlaps:
-    """Pairs of a prediction and an object of its image that may have to do with each other."""
+def _may_explain(
+    gt: GroundTruth, predictions: Predictions, matches: Matches, det_class: np.ndarray
+) -> np.ndarray:
+    """(N,) bool: predictions that match nothing and that the evaluation has not left out."""
+    image = positions(predictions.image_ids, gt.image_ids)
+    usable = (image >= 0) & (det_class >= 0) & is_finite(predictions)
+    # Of what is listed, only what took part; nothing is known of the rest.
+    if gt.federated:
+        listed = np.concatenate([gt.pairs(), gt.negative])
+        usable &= ~np.isin(image * gt.num_classes + det_class, listed)
+    else:
+        usable[:] = False
+    usable[matches.det_row] = matches.det_gt[0] < 0
+    return usable
+
+
+def _near_pairs(
+    gt: GroundTruth, predictions: Predictions, det_class: np.ndarray, usable: np.ndarray
+) -> Overlaps:
+    """Pairs of a usable prediction and an object of its image that may be about each other."""
     image = positions(predictions.image_ids, gt.image_ids)
     by_image = np.argsort(gt.gt_image, kind="stable")
     number = np.bincount(gt.gt_image, minlength=len(gt.image_ids))
     first = np.cumsum(number) - number
-    usable = (image >= 0) & (det_class >= 0) & is_finite(predictions)
     count = np.where(usable, number[image], 0)
     boxes = predictions.boxes if len(predictions) else np.zeros((0, 4))
     pairs = box_overlaps(boxes, gt.boxes[by_image], first[image], count, NEAR)

@@ -115,6 +115,38 @@ def test_detections_of_classes_that_are_not_listed_are_no_false_positives():
     assert sum(listed["false_positives"]["f"].values()) == 0
 
 
+def test_a_right_detection_explains_no_missed_object():
+    # Of another class at its place, and of its own class nearby; the boxes overlap by 0.9, 0.43.
+    beside = [11.0, 10.0, 20.0, 20.0]
+    found = errors(one_image([(1, BOX), (3, beside)]), [(3, beside, 0.9)])
+    assert only(found["missed"]) == {"r": "background", "c": None, "f": "found"}
+    assert only(found["false_positives"]) == {"r": None, "c": None, "f": "right"}
+    found = errors(one_image([(1, BOX), (1, NEARBY)]), [(1, NEARBY, 0.9)])["missed"]["r"]
+    assert found["found"] == found["background"] == 1 and found["localisation"] == 0
+    # A second one there does: nothing else is about the object.
+    found = errors(one_image([(1, BOX), (3, beside)]), [(3, beside, 0.9), (3, BOX, 0.8)])
+    assert only(found["missed"])["r"] == "class_f"
+
+
+@pytest.mark.parametrize(
+    ("limit", "missed"), [(3, "found"), (2, "localisation"), (1, "background")]
+)
+def test_detections_beyond_the_limit_explain_nothing(limit, missed):
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": score}
+        for box, score in ((FAR, 0.9), (NEARBY, 0.5), (BOX, 0.1))
+    ]
+    for content in (one_image([(1, BOX)]), not_federated(one_image([(1, BOX)]))):
+        found = errors_of(content, results, "rcf", max_detections=limit)
+        assert only(found["missed"])["r"] == missed
+
+
+def not_federated(content):
+    """The same as COCO content."""
+    keys = ("id", "height", "width")
+    return {**content, "images": [{k: i[k] for k in keys} for i in content["images"]]}
+
+
 def test_without_groups_there_is_one():
     found = errors(one_image([(1, BOX), (2, FAR)]), [(2, BOX, 0.9)], groups=None)
     assert found == {
@@ -163,11 +195,19 @@ def slow_errors(content, results, matches, groups):
     annotations = content["annotations"]
     row_of_gt = {k: annotations[row] for k, row in enumerate(matches.gt_row)}
     found = {row_of_gt[g]["id"] for g in matches.det_gt[0] if g >= 0}
+    unmatched = set(matches.det_row[matches.det_gt[0] < 0].tolist())
+    listed = {(a["image_id"], a["category_id"]) for a in annotations}
+    listed |= {(i["id"], k) for i in content["images"] for k in i["neg_category_ids"]}
+    explain = [
+        p
+        for row, p in enumerate(results)
+        if row in unmatched or (p["image_id"], p["category_id"]) not in listed
+    ]
     for k, ann in row_of_gt.items():
         if matches.gt_ignored[0, k]:
             continue
         near = []
-        for p in results:
+        for p in explain:
             overlap = iou(p["bbox"], ann["bbox"])
             same = p["category_id"] == ann["category_id"]
             if p["image_id"] == ann["image_id"] and overlap >= (0.1 if same else 0.5):
@@ -210,9 +250,10 @@ def test_counts_are_those_of_a_slow_count(seed):
         results.append({"category_id": k, **own})
     results = [results[k] for k in rng.permutation(len(results))]
     groups = "rrrcccfff"
-    found = errors_of(content, results, groups)
+    limit = 300 if seed % 2 else 8
+    found = errors_of(content, results, groups, max_detections=limit)
     gt = prepare_ground_truth(content, list(range(1, lvis_runs.CLASSES + 1)))
-    matches = evaluate_lvis(gt, results, ["bbox"]).matches["bbox"]
+    matches = evaluate_lvis(gt, results, ["bbox"], max_detections=limit).matches["bbox"]
     missed, wrong = slow_errors(content, results, matches, groups)
     for group in "rcf":
         for table, expected in ((found["missed"], missed), (found["false_positives"], wrong)):

@@ -92,9 +92,10 @@ def _about(run: Run) -> str:
         return f"The numbers beside the bars are {UNITS[run.task]}."
     return (
         "Boxes at an IoU of 0.5. Left, what became of each object: a detection of another class at "
-        "its place, one of its own class out of place, or nothing at all. Right, what the best "
-        "detections of each class are on, as many as it has objects. Detections of classes that "
-        "are not annotated for their image are left out."
+        "its place, one of its own class out of place, or nothing at all; what is right for "
+        "another object does not count. Right, what the best detections of each class are on, as "
+        "many as it has objects. Detections of classes that are not annotated for their image are "
+        "left out on the right."
     )
 
 
