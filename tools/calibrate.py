@@ -303,6 +303,8 @@ def read_counts(path, names, unit):
         }
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no file of tools/class_counts.py --json: {error!r}") from error
+    if len(places) < len(columns["name"]):
+        raise DataError(f"{path} has two classes of one name, and counts are found by names")
     if unit not in counts:
         raise DataError(f"{path} has no counts of {unit}; it has {', '.join(counts) or 'none'}")
     missing = [name for name in names if name not in places]

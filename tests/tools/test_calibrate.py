@@ -357,6 +357,10 @@ def test_files_that_do_not_fit_are_named(detections, tmp_path, capsys):
         bad.write_text(json.dumps({"per_class": columns}))
         error = refused(capsys, "--pred", pred, "--counts", bad, *args)
         assert "bad.json" in error and words in error
+    columns = {"name": ["rare", "frequent", "rare"], "instances": [3, 900, 4]}
+    bad.write_text(json.dumps({"per_class": columns}))
+    error = refused(capsys, "--pred", pred, "--counts", bad, *args)
+    assert "bad.json has two classes of one name" in error
     tau = ["--gt", gt, "--method", "tau-norm", "--scores", "softmax"]
     error = refused(capsys, "--pred", pred, "--counts", counts, *tau)
     assert "--method tau-norm" in error and "use --run" in error and "MODEL.LT" not in error
