@@ -40,14 +40,15 @@ import math
 import numbers
 import os
 import platform
+import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
-from lt_det.evaluation.groups import GROUP_WORDS
+from lt_det.evaluation.groups import GROUP_WORDS, GROUPS
 
 FORMAT_VERSION = 1
 # Field -> type of its value.
@@ -71,6 +72,8 @@ _RUN_FIELDS = {
     "versions": dict,
     "counts_fingerprint": str,
     "date": str,
+    "loss": str,
+    "seconds_per_iteration": (int, float),
 }
 LAST = "last"
 _BEST = "best on "
@@ -269,6 +272,10 @@ def check_record(record: Mapping) -> None:
         for metric, value in values.items():
             if not _is_number_or_none(value):
                 raise DataError(f"field 'metrics.{part}.{metric}' must be a number, not {value!r}")
+    for name in ("images", "max_detections"):
+        value = record["protocol"].get(name)
+        if value is not None and not _is_count(value):
+            raise DataError(f"field 'protocol.{name}' must be a number >= 0, not {value!r}")
     _check_per_class(record["per_class"])
     _check_run(record["run"])
     if "intervals" in record:
@@ -286,17 +293,29 @@ def _check_per_class(columns: Mapping) -> None:
                 f"field 'per_class.{name}' has {len(column)} entries for "
                 f"{len(columns['name'])} class names"
             )
-        if name not in ("name", "group"):
-            bad = [v for v in column if not _is_number_or_none(v)]
-            if bad:
-                raise DataError(f"field 'per_class.{name}' must hold numbers, not {bad[0]!r}")
+        valid, what = _kind_of_column(name)
+        bad = [v for v in column if not valid(v)]
+        if bad:
+            raise DataError(f"field 'per_class.{name}' must hold {what}, not {bad[0]!r}")
+
+
+def _kind_of_column(name: str) -> tuple[Callable[[object], bool], str]:
+    """What says whether a value may be in a column, and the words for those that may."""
+    if name == "name":
+        return (lambda v: isinstance(v, str)), "names"
+    if name == "group":
+        return GROUPS.__contains__, ", ".join(GROUPS)
+    if name.startswith(("train_", "test_")):
+        return (lambda v: v is None or _is_count(v)), "numbers >= 0"
+    return _is_number_or_none, "numbers"
 
 
 def _check_run(run: Mapping) -> None:
     for name, kind in _RUN_FIELDS.items():
         value = run.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise DataError(f"field 'run.{name}' must be a {kind.__name__}, not {value!r}")
+            word = "number" if isinstance(kind, tuple) else kind.__name__
+            raise DataError(f"field 'run.{name}' must be a {word}, not {value!r}")
     _check_selection(run.get("selection"))
 
 
@@ -325,7 +344,14 @@ def _check_selection(value) -> None:
 
 
 def _is_number_or_none(value) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value is None
+    # JSON as Python reads it has NaN, and integers that no float holds.
+    return value != value or abs(value) <= sys.float_info.max
+
+
+def _is_count(value) -> bool:
+    return value is not None and _is_number_or_none(value) and value >= 0
 
 
 @contextlib.contextmanager
@@ -536,7 +562,11 @@ def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first of `lines` is the head, the first `left` columns are text."""
+    """A Markdown table; the first of `lines` is the head, the first `left` columns are text.
+
+    What would end a cell or a row is escaped, a line break becomes a space.
+    """
+    lines = [[_cell_text(cell) for cell in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
 
     def row(line):
@@ -548,6 +578,10 @@ def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
 
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join([row(lines[0]), row(rule), *(row(line) for line in lines[1:])])
+
+
+def _cell_text(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def default_label(record: Mapping) -> str:

@@ -2,6 +2,7 @@ import copy
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -175,6 +176,36 @@ def test_run_info_is_added_to_a_copy_and_has_the_versions():
         (lambda r: r["run"].update(seed="3"), r"'run\.seed' must be a int, not '3'"),
         (lambda r: r["run"].update(iteration=True), r"'run\.iteration' must be a int, not True"),
         (lambda r: r["run"].update(date=2025), r"'run\.date' must be a str, not 2025"),
+        (lambda r: r["run"].update(loss=5), r"'run\.loss' must be a str, not 5"),
+        (
+            lambda r: r["run"].update(seconds_per_iteration="x"),
+            r"'run\.seconds_per_iteration' must be a number, not 'x'",
+        ),
+        (
+            lambda r: r["protocol"].update(images="many"),
+            r"'protocol\.images' must be a number >= 0, not 'many'",
+        ),
+        (
+            lambda r: r["protocol"].update(max_detections="all"),
+            r"'protocol\.max_detections' must be a number >= 0, not 'all'",
+        ),
+        (
+            lambda r: r["metrics"]["bbox"].update(AP=10**400),
+            r"'metrics\.bbox\.AP' must be a number",
+        ),
+        (
+            lambda r: r["per_class"].update(train_images=[-1, 2, 3]),
+            r"'per_class\.train_images' must hold numbers >= 0, not -1",
+        ),
+        (
+            lambda r: r["per_class"].update(group=["r", "z", "f"]),
+            r"'per_class\.group' must hold r, c, f, not 'z'",
+        ),
+        (lambda r: r["per_class"].update(group=[None] * 3), r"hold r, c, f, not None"),
+        (
+            lambda r: r["per_class"]["name"].__setitem__(1, 3),
+            r"'per_class\.name' must hold names, not 3",
+        ),
         (lambda r: r.update(intervals=[]), "'intervals' must be a dict with 'metrics'"),
         (
             lambda r: r.update(intervals={"metrics": {"bbox": 3}}),
@@ -443,6 +474,14 @@ def test_the_best_epoch_has_a_file_of_its_own(tmp_path):
     paths = [record_path(tmp_path, class_record(selection=s)) for s in (None, LAST, BEST)]
     names = [os.path.relpath(p, tmp_path) for p in paths]
     assert names == ["results/cifar_test.json"] * 2 + ["results/cifar_test.best.json"]
+
+
+def test_class_names_do_not_end_cells_or_rows():
+    own = record()
+    own["per_class"]["name"] = ["a|b", "c\nd", "e\r\n\u2028f"]
+    rows = per_class_table([own]).split("\n")
+    assert [re.split(r"(?<!\\)\|", row)[1].strip() for row in rows[2:]] == ["c d", "e  f", "a\\|b"]
+    assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
 
 
 def test_every_line_of_a_table_has_the_same_length():

@@ -86,6 +86,58 @@ def test_a_broken_line_between_others_is_an_error(tmp_path):
         read_scalars(path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n", b'{"iteration": null}\n{"iteration": 1}\n{}', b"5\n{}\n"]
+)
+def test_curves_that_cannot_be_read_are_a_note(detection, tmp_path, content):
+    run = tmp_path / "run"
+    shutil.copytree(detection.worse, run)
+    (run / "metrics.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"metrics\.json"):
+        read_scalars(run / "metrics.json")
+    text = text_of(section(tool.report([str(run)]), "training"))
+    assert f"{run / 'metrics.json'}" in text
+
+
+def test_statistics_and_configurations_that_are_no_text_are_notes(detection, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(detection.worse, run)
+    for name in ("gradient_statistics.jsonl", "config.yaml"):
+        (run / name).write_bytes(b"\xff\xfe\n")
+    page = tool.report([str(run)])
+    assert "gradient_statistics.jsonl is not a text file" in text_of(section(page, "gradients"))
+    assert "config.yaml is not YAML" in text_of(section(page, "provenance"))
+
+
+def test_a_number_of_iterations_that_is_none_is_not_compared(detection, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(detection.worse, run)
+    config = json.loads((run / "config.yaml").read_text())
+    config["SOLVER"]["MAX_ITER"] = "abc"
+    (run / "config.yaml").write_text(json.dumps(config))
+    text = text_of(section(tool.report([str(run)]), "trust"))
+    assert "of abc iterations" not in text and "does not say how the weights were chosen" in text
+
+
+def test_classes_of_unknown_size(detection, tmp_path):
+    record = record_of(detection.worse)
+    run = tmp_path / "run"
+    shutil.copytree(detection.worse, run)
+    own = run / f"results/{detection.name}.json"
+    record["per_class"]["train_images"][:2] = [None, 0]
+    write_record(own, record)
+    page = tool.report([str(run)])
+    for key in ("classes", "gradients"):
+        assert len(re.findall('class="point', section(page, key))) == 5
+    assert not re.search(r"\bnan\b", text_of(section(page, "pictures")))
+    text = text_of(section(page, "provenance"))
+    assert "largest and smallest class500 and 0 training images" in text
+    record["per_class"]["train_images"] = [None] * 6
+    write_record(own, record)
+    classes = section(tool.report([str(own)]), "classes")
+    assert "no numbers of training examples" in classes
+
+
 def test_a_folder_stands_for_the_last_epoch_of_its_first_test_set(detection, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(detection.worse, run)
@@ -260,6 +312,14 @@ def test_intervals_of_the_record_are_preferred(detection, tmp_path):
     (run,) = read_runs([str(file)])
     found = Noise().interval(run, run.measures[0])
     assert found == {"all": (1.5, 2.5), "f": (3.5, 4.5)}
+
+
+def test_intervals_that_do_not_say_their_confidence_are_not_shown(detection, tmp_path):
+    record = record_of(detection.worse)
+    record["intervals"] = {"metrics": {"bbox": {"AP": [1.5, 2.5]}}}
+    write_record(tmp_path / "record.json", record)
+    (run,) = read_runs([str(tmp_path / "record.json")])
+    assert Noise().interval(run, run.measures[0]) == {}
 
 
 def test_protocols_that_differ_are_said_and_not_compared(detection, tmp_path):

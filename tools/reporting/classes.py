@@ -103,7 +103,7 @@ def class_scatter(run: Run, measure: Measure, y: Scale, width: int) -> Html:
             name=run.names[k],
             text=class_text(run, k, f"{measure.title} {fixed(values[k])}"),
         )
-        for k in np.flatnonzero(~np.isnan(values)).tolist()
+        for k in np.flatnonzero(~np.isnan(values) & ~np.isnan(size)).tolist()
     ]
     label = f"{measure.title} of each class against its {size_title(run)}, {run.label}"
     levels, title = _levels(run, size, values), f"{measure.title} (%)"
@@ -119,7 +119,7 @@ def _value_range(known: np.ndarray) -> tuple[float, float]:
 def _levels(run: Run, size: np.ndarray, values: np.ndarray) -> list:
     levels = []
     for letter in groups_with_classes(run):
-        own = (np.array(run.groups) == letter) & ~np.isnan(values)
+        own = (np.array(run.groups) == letter) & ~np.isnan(values) & ~np.isnan(size)
         if own.any():
             levels.append((letter, size[own].min(), size[own].max(), float(values[own].mean())))
     return levels

@@ -84,7 +84,7 @@ class Noise:
     def _interval(self, run: Run, measure: Measure) -> dict:
         intervals = run.record.get("intervals") or {}
         recorded = intervals.get("metrics", {}).get(measure.part)
-        if recorded and intervals["confidence"] == CONFIDENCE:
+        if recorded and intervals.get("confidence") == CONFIDENCE:
             names = {letter: metric_name(measure.part, letter) for letter in (ALL, *measure.groups)}
             found = {letter: recorded.get(name) for letter, name in names.items()}
             return {g: tuple(ends) for g, ends in found.items() if ends and None not in ends}

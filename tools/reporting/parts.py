@@ -85,7 +85,7 @@ def class_text(run: Run, k: int, rest: str) -> str:
     parts = [group_word(run, run.groups[k])] if run.groups else []
     if run.size_column():
         size = run.record["per_class"][run.size_column()][k]
-        parts.append(f"{size:,.0f} {size_title(run)}")
+        parts += [] if size is None else [f"{size:,.0f} {size_title(run)}"]
     return ", ".join([*parts, rest])
 
 
@@ -95,7 +95,7 @@ def size_title(run: Run) -> str:
 
 
 def size_axis(run: Run, width: int = WIDTH) -> tuple[np.ndarray, Scale]:
-    """(C,) sizes and their axis; a class without training examples stands at one half."""
+    """(C,) sizes, NaN: not known, and their axis; one half stands for no training examples."""
     size = run.sizes()
     positive = size[size > 0]
     zero = 0.5 if (size == 0).any() else None

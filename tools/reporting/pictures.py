@@ -80,10 +80,9 @@ def read_rgb(file: str) -> np.ndarray:
 def class_heading(run: Run, k: int, value: str) -> Html:
     """Name, group and value of a class above its pictures."""
     group = chip(run, run.groups[k]) if run.groups else None
-    size = ""
-    if run.size_column():
-        size = f", {run.sizes()[k]:,.0f} {size_title(run)}"
-    about = element("span", value, size, class_="muted")
+    size = run.sizes()[k] if run.size_column() else np.nan
+    text = value if np.isnan(size) else f"{value}, {size:,.0f} {size_title(run)}"
+    about = element("span", text, class_="muted")
     return element("h4", element("span", run.names[k]), " ", group, " ", about, class_="class")
 
 

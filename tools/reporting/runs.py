@@ -178,14 +178,20 @@ class Run:
     @cached_property
     def statistics(self) -> Statistics:
         """Gradient statistics, see `plot_gradient_ratio.read_statistics`."""
-        return read_statistics(self.in_folder(STATISTICS_FILE))
+        path = self.in_folder(STATISTICS_FILE)
+        try:
+            return read_statistics(path)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not a text file: {error}") from error
 
     def size_column(self) -> str | None:
-        """The column that says how large a class is; None: the record has none."""
-        return next((c for c in SIZES[self.task] if c in self.record["per_class"]), None)
+        """The column that says how large a class is; None: the record has none with a value."""
+        columns = self.record["per_class"]
+        known = (c for c in SIZES[self.task] if any(v is not None for v in columns.get(c, ())))
+        return next(known, None)
 
     def sizes(self) -> np.ndarray:
-        """(C,) sizes of the classes; the record has them if `size_column` is not None."""
+        """(C,) sizes of the classes, NaN: not known; only if `size_column` is not None."""
         return class_values(self.record, self.size_column())
 
     def values(self, measure: Measure) -> np.ndarray:
@@ -210,23 +216,26 @@ def read_scalars(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     Raises:
         MissingFileError: no such file.
-        DataError: another line that is not JSON.
+        DataError: another line that is not JSON, or a file that is no text.
     """
     if not path.is_file():
         raise MissingFileError(f"no training curves {path}; tools/train_net.py writes them")
     found: dict[str, dict[int, float]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file: {error}") from error
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
             iteration = int(line.pop("iteration"))
-        except (ValueError, KeyError, AttributeError) as error:
+            values = {k: float(v) for k, v in line.items() if isinstance(v, (int, float))}
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
             if number == len(lines):
                 continue
             raise DataError(f"{path}: line {number} is no line of scalars: {error!r}") from error
-        for name, value in line.items():
-            if isinstance(value, (int, float)):
-                found.setdefault(name, {})[iteration] = value
+        for name, value in values.items():
+            found.setdefault(name, {})[iteration] = value
     return {
         name: (np.array(sorted(values)), np.array([values[i] for i in sorted(values)], float))
         for name, values in found.items()
@@ -285,7 +294,7 @@ def _first_test_set(folder: Path) -> str | None:
         return None
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))["DATASETS"]["TEST"][0]
-    except (yaml.YAMLError, KeyError, IndexError, TypeError):
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, IndexError, TypeError):
         return None  # Run.config says what is wrong with it
 
 

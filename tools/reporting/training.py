@@ -144,7 +144,7 @@ def _last_ratios(run: Run, ratio: np.ndarray, line: float) -> Html | None:
             run.names[k],
             class_text(run, k, f"ratio {values[k]:.3g}"),
         )
-        for k in known.tolist()
+        for k in known[~np.isnan(size[known])].tolist()
     ]
     label = f"last gradient ratio of each class against its {size_title(run)}"
     title = "ratio at the end"

@@ -106,9 +106,10 @@ def _steps(run: Run) -> int | None:
 
 def _planned_steps(run: Run) -> int | None:
     try:
-        return run.config["SOLVER"]["MAX_ITER"]
+        steps = run.config["SOLVER"]["MAX_ITER"]
     except (LtDetError, KeyError, TypeError):
         return None
+    return steps if isinstance(steps, int) else None
 
 
 def _end_check(run: Run) -> list[tuple[str, str]]:
