@@ -290,7 +290,7 @@ def test_recipes_that_differ_by_their_seeds_alone_are_seldom_beyond_noise(runs):
             for side in chances
         )
         beyond += paired_bootstrap(a, b, None, resamples=60).groups["all"].beyond_noise
-    # 5 % of 300, standard deviation 1.3 %; without t it is 14 % for three runs, more for two.
+    # 5 % of 300, standard deviation 1.3 %; without t it is 15 % here.
     assert 0.01 < beyond / 300 < 0.09
 
 
