@@ -46,6 +46,7 @@ from lt_det.evaluation.results import (
 )
 
 CONFIDENCE = 0.95
+TOO_FEW = "too few test images to judge"
 
 
 def parse_args(argv=None):
@@ -68,25 +69,31 @@ def parse_args(argv=None):
         args.a, args.b = [args.runs[0]], [args.runs[1]]
     if not (args.a and args.b):
         parser.error("each side needs a run: --a RUN --b RUN")
-    if args.resamples < 2:
-        parser.error(f"--resamples must be at least 2, got {args.resamples}")
+    for name, least in (("resamples", 2), ("seed", 0), ("top", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     return args
 
 
 # ------------------------------------------------------------------ reading
 
 
-def read_run(path):
-    """{data set: (record, folder with what its evaluation has left, None without one)}.
+def run_records(path):
+    """Files of the records of a run, or the record itself.
 
-    Of a run folder the records of the last evaluation; that of a best epoch is named as a file.
+    Of a run folder those of the last evaluation; that of a best epoch is named as a file.
     """
     path = Path(path)
     files = record_files(path)
     if path.is_dir():
         files = [f for f in files if not f.name.endswith(".best.json")] or files
+    return files
+
+
+def read_run(path):
+    """{data set: (record, folder with what its evaluation has left, None without one)}."""
     found = {}
-    for file in files:
+    for file in run_records(path):
         record = read_record(file)
         in_run = file.resolve().parent.name == "results"
         folder = file.resolve().parents[1] / "inference" / record["dataset"]
@@ -94,12 +101,27 @@ def read_run(path):
     return found
 
 
+def check_given_once(paths):
+    """Raise DataError if two runs of a side are one, which would be two seeds that agree."""
+    given = {}
+    for k, path in enumerate(paths):
+        for file in run_records(path):
+            number, first = given.setdefault(file.resolve(), (k, path))
+            if number != k:
+                raise DataError(
+                    f"{first} and {path} are one run (both have the record {file.resolve()}); "
+                    "the runs of a side must be different ones, e.g. of other seeds"
+                )
+
+
 def read_sides(paths_a, paths_b):
     """(data set, runs of A, runs of B) for each test set that all have been evaluated on.
 
     Raises:
-        DataError: there is no such set, or the runs cannot be compared.
+        DataError: there is no such set, the runs cannot be compared, or a side has a run twice.
     """
+    for paths in (paths_a, paths_b):
+        check_given_once(paths)
     sides = [[read_run(path) for path in paths] for paths in (paths_a, paths_b)]
     runs = [run for side in sides for run in side]
     shared = [name for name in runs[0] if all(name in run for run in runs)]
@@ -145,7 +167,8 @@ def _short(one, other):
         return f"{one[k]!r} and {other[k]!r} for class {k}"
     if isinstance(one, list) and isinstance(other, list):
         return f"{len(one)} and {len(other)} entries"
-    return f"{one!r} and {other!r}"
+    texts = (f"{len(v)} entries" if isinstance(v, list) else repr(v) for v in (one, other))
+    return " and ".join(texts)
 
 
 # ------------------------------------------------------------------ comparing
@@ -193,20 +216,24 @@ def _images_by_part(record, folder):
 
 def summary_text(parts):
     """What differs beyond noise, in one line; "" where nothing is known."""
-    judged = [
+    found = [
         (column_title(f"{found.part}/{metric_name(found.part, name)}"), group)
         for found in parts
         if found.comparison is not None
         for name, group in found.comparison.groups.items()
         if not math.isnan(group.difference)
     ]
+    judged = [(title, group) for title, group in found if group.judged]
     if not judged:
-        return ""
+        return f"**No verdicts: {TOO_FEW}.**" if found else ""
+    left = f"{len(found) - len(judged)} not judged: {TOO_FEW}"
     beyond = [f"{title} {group.difference:+.2f}" for title, group in judged if group.beyond_noise]
-    chance = f"by chance alone about {(1 - CONFIDENCE) * len(judged):.1f} would be"
+    words = [f"of {len(judged)} metrics"] + [left] * (len(judged) < len(found))
     if not beyond:
-        return f"**None of {len(judged)} metrics differs beyond noise.**"
-    return f"**Beyond noise, B - A: {', '.join(beyond)}** (of {len(judged)} metrics; {chance})."
+        words[0] = f"None {words[0]} differs beyond noise"
+        return f"**{'; '.join(words)}.**"
+    words.append(f"by chance alone about {(1 - CONFIDENCE) * len(judged):.1f} would be")
+    return f"**Beyond noise, B - A: {', '.join(beyond)}** ({'; '.join(words)})."
 
 
 def side_text(name, runs):
@@ -218,23 +245,28 @@ def side_text(name, runs):
     return f"{text}; their configurations differ in more than the seed" if len(hashes) > 1 else text
 
 
-def group_lines(found):
-    """Rows of the table of groups."""
-    comparison, part, (a, b) = found.comparison, found.part, found.records
+def group_values(found):
+    """{group: (values of the runs of A, of B)}, from the records; groups without any left out."""
+    part, (a, b) = found.part, found.records
     names = [ALL, *GROUPS] if a[0]["per_class"].get("group") else [ALL]
     if part == "classification":
         names.insert(0, "top1")
-    sizes = {ALL: len(a[0]["per_class"].get("name", ())), **a[0]["group_sizes"]}
+    columns = {name: f"{part}/{metric_name(part, name)}" for name in names}
+    values = {n: tuple([metric(r, c) for r in side] for side in (a, b)) for n, c in columns.items()}
+    return {name: own for name, own in values.items() if not np.isnan(sum(own, [])).all()}
+
+
+def group_lines(found):
+    """Rows of the table of groups."""
+    record = found.records[0][0]
+    sizes = {ALL: len(record["per_class"].get("name", ())), **record["group_sizes"]}
     lines = [["metric", "classes", "A", "B", "B - A", f"{CONFIDENCE:.0%} interval", "verdict"]]
-    for name in names:
-        column = f"{part}/{metric_name(part, name)}"
-        values = [[metric(record, column) for record in side] for side in (a, b)]
-        if np.isnan(values[0]).all() and np.isnan(values[1]).all():
-            continue
+    for name, values in group_values(found).items():
         difference = np.mean(values[1]) - np.mean(values[0])
-        line = [column_title(column), str(sizes.get(name, "-"))]
+        title = column_title(f"{found.part}/{metric_name(found.part, name)}")
+        line = [title, str(sizes.get(name, "-"))]
         line += [mean_and_spread(side, 2) for side in values] + [f"{difference:+.2f}"]
-        lines.append(line + verdict_cells(comparison, name))
+        lines.append(line + verdict_cells(found.comparison, name))
     return lines
 
 
@@ -243,7 +275,20 @@ def verdict_cells(comparison, name):
         return ["-", "-"]
     group = comparison.groups[name]
     words = "beyond noise" if group.beyond_noise else "no difference beyond noise"
-    return [ends(group.low, group.high), words]
+    return [ends(group.low, group.high), words if group.judged else TOO_FEW]
+
+
+def narrow_text(found):
+    """Groups whose intervals are somewhat narrow; "" where there are none."""
+    groups = {} if found.comparison is None else found.comparison.groups
+    lines = [
+        f"{column_title(f'{found.part}/{metric_name(found.part, name)}')}: {group.few_images} of "
+        f"{group.classes} classes have fewer than {MIN_IMAGES} test images: the interval is "
+        "somewhat narrow."
+        for name, group in groups.items()
+        if group.judged and group.narrow
+    ]
+    return "  \n".join(lines)
 
 
 def ends(low, high, digits=2):
@@ -270,13 +315,24 @@ def class_order(comparison):
     return judged[np.argsort(-moved, kind="stable")]
 
 
+def class_column(found):
+    """The column of the class values of a part that all records have, None without one."""
+    first, *others = sum(found.records, [])
+    columns = [c for c in first["per_class"] if c.startswith(f"{found.part}/")]
+    return next((c for c in columns if all(c in r["per_class"] for r in others)), None)
+
+
+def class_means(found, column):
+    """(C,) class values of A and of B, means over the runs of a side."""
+    return [np.mean([class_values(r, column) for r in side], axis=0) for side in found.records]
+
+
 def class_lines(found, top):
     """Rows of the table of classes."""
     comparison, record = found.comparison, found.records[0][0]
     words = GROUP_WORDS.get(record["task"], {})
     groups = record["per_class"].get("group") or ["-"] * len(comparison.difference)
-    column = next(c for c in record["per_class"] if c.startswith(f"{found.part}/"))
-    a, b = (np.mean([class_values(r, column) for r in side], axis=0) for side in found.records)
+    a, b = class_means(found, class_column(found))
     lines = [["class", "group", "test images", "A", "B", "B - A", "interval", "beyond noise"]]
     for k in class_order(comparison)[:top].tolist():
         beyond = "yes, controlled" if comparison.controlled[k] else "yes"
@@ -334,7 +390,8 @@ def report(dataset, runs_a, runs_b, parts, top):
     blocks = [block for block in (f"# {dataset}", sides, protocol, summary_text(parts)) if block]
     for found in parts:
         columns = found.records[0][0]["per_class"]
-        sections = [f"## {found.part}", markdown(group_lines(found), left=1), noise_text(found)]
+        sections = [f"## {found.part}", markdown(group_lines(found), left=1)]
+        sections += [narrow_text(found), noise_text(found)]
         if found.comparison is not None and columns:
             sections += [chance_text(found.comparison)]
             lines = class_lines(found, top)
@@ -349,7 +406,7 @@ def report(dataset, runs_a, runs_b, parts, top):
 
 
 def as_json(dataset, runs_a, runs_b, parts, args):
-    """All numbers of one test set; None: no value."""
+    """All numbers of one test set; None: no value. Without comparison see `_values_json`."""
     return {
         "dataset": dataset,
         "protocol": runs_a[0][0]["protocol"],
@@ -358,7 +415,10 @@ def as_json(dataset, runs_a, runs_b, parts, args):
         "resamples": args.resamples,
         "seed": args.seed,
         "confidence": CONFIDENCE,
-        "parts": {found.part: _part_json(found) for found in parts if found.comparison},
+        "parts": {
+            found.part: _part_json(found) if found.comparison else _values_json(found)
+            for found in parts
+        },
     }
 
 
@@ -374,6 +434,30 @@ def _part_json(found):
         },
         "classes": {"name": found.records[0][0]["per_class"]["name"], **columns},
         "expected_by_chance": (1 - CONFIDENCE) * judged,
+    }
+
+
+def _values_json(found):
+    """What the records alone have; "missing" says why there are no intervals and no verdicts."""
+    groups = {
+        metric_name(found.part, name): [float(np.mean(side)) for side in values]
+        for name, values in group_values(found).items()
+    }
+    column = class_column(found)
+    classes = {}
+    if column is not None:
+        a, b = class_means(found, column)
+        classes = {
+            "name": found.records[0][0]["per_class"].get("name"),
+            "difference": _plain(b - a),
+        }
+    return {
+        "missing": found.missing,
+        "groups": {
+            name: {"difference": _plain(b - a), "value_a": _plain(a), "value_b": _plain(b)}
+            for name, (a, b) in groups.items()
+        },
+        "classes": classes,
     }
 
 

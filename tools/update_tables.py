@@ -65,7 +65,12 @@ RECIPES = {
 }
 
 
-ONE_STAGE = {"retinanet_focal": "RetinaNet, focal loss", "retinanet_efl": "RetinaNet, EFL"}
+ONE_STAGE = {
+    "retinanet_focal": "RetinaNet, focal loss",
+    "retinanet_efl": "RetinaNet, EFL",
+    "atss_focal": "ATSS, focal loss",
+    "atss_efl": "ATSS, EFL",
+}
 
 
 def quick_records(recipes=RECIPES):

@@ -15,11 +15,16 @@ What an interval covers and what not:
 
 - It covers the choice of the test images. It does not cover the seed of the training: two runs
   of one recipe may differ beyond it. Give several runs for that, see :func:`paired_bootstrap`.
-- A class without ground truth in a resample is left out of the group mean of that resample.
+- In the group mean of a resample a class counts as often as its images are drawn: its weight is
+  the number of drawn images that hold it over the number of images that hold it. So a class that
+  is not drawn drops out. Without these weights the mean over classes of one image each would vary
+  too little, for it would be a mean over those drawn, each once.
 - A class that few test images hold has an interval that is too narrow, for its resamples repeat
-  those images: with one image it has no width. No verdict is given below `MIN_IMAGES`.
-- Percentiles of few images are a little narrow. Of classes of two simulated detectors that
-  differ by chance alone, with 8 to 60 images each, 6 to 7 % were beyond 95 % intervals, not 5 %.
+  those images: with one image it has no width. No verdict is given below `MIN_IMAGES`. Where many
+  classes of a group are such classes, the interval of the group is somewhat narrow too, see
+  :attr:`Difference.narrow`.
+- Percentiles of few images are a little narrow, so that a little more than the expected share of
+  classes that differ by chance alone are beyond noise.
 - It is about test sets of this size. A set of another size has another AP on average.
 """
 
@@ -28,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -38,11 +44,15 @@ from lt_det.evaluation.classification_metrics import SHOTS
 from lt_det.evaluation.groups import GROUPS, check_groups
 from lt_det.evaluation.per_image import PerImage
 from lt_det.evaluation.sem_seg_metrics import SIZES
+from lt_det.evaluation.weighted_ap import WeightSums
 
 # The mean over all classes, among the groups.
 ALL = "all"
 # By the sign test five images of one opinion have p = 2 / 2^5 = 0.06, six 0.03.
 MIN_IMAGES = 6
+# From this share of classes with fewer images on, the interval of a group is called narrow: they
+# have most of the variance of its mean long before they are most of its classes.
+_MANY_FEW = 0.25
 # Share of wrong verdicts among those that `Comparison.controlled` gives.
 FALSE_DISCOVERY_RATE = 0.05
 # Weights of a block of resamples: 16 MB of float32.
@@ -72,9 +82,11 @@ class Difference(NamedTuple):
     Attributes:
         difference: of the values on the whole test set.
         low, high: its interval.
-        beyond_noise: the interval leaves out zero, and at least `MIN_IMAGES` test images hold
-            the group.
+        beyond_noise: judged, and the interval leaves out zero.
         value_a, value_b: the values, means over the runs of a side.
+        judged: at least `MIN_IMAGES` test images hold a class of the group.
+        classes: of the group, that some test image holds; 0 where it is no mean over classes.
+        few_images: of these classes, those that fewer than `MIN_IMAGES` test images hold.
     """
 
     difference: float
@@ -83,6 +95,14 @@ class Difference(NamedTuple):
     beyond_noise: bool
     value_a: float
     value_b: float
+    judged: bool
+    classes: int
+    few_images: int
+
+    @property
+    def narrow(self) -> bool:
+        """So many classes have few test images that the interval is somewhat narrow."""
+        return self.few_images > 0 and self.few_images >= _MANY_FEW * self.classes
 
 
 @dataclass
@@ -147,7 +167,8 @@ def bootstrap_groups(
     """
     _check_arguments(resamples, confidence)
     values = _means(*_whole(images), groups)
-    drawn = _means(*_resampled(images, resamples, seed), groups)
+    shares = _drawn_shares(images, resamples, seed)
+    drawn = _means(*_resampled(images, resamples, seed), groups, shares)
     return {
         name: Interval(
             float(value[0]), *_ends(value[0], drawn[name], confidence).clip(0, 100).tolist()
@@ -216,7 +237,13 @@ def paired_bootstrap(
     With several runs (seeds) of a side the value is their mean, and the runs are drawn with
     replacement as the images are, so that the interval covers the training as well. The spread
     of the mean of n runs drawn from n is too small by a factor of ``sqrt((n - 1) / n)``, which
-    is made up for. With one run on either side that side's training is not covered.
+    is made up for. So is that a spread known from few runs may be too small by chance: what the
+    runs are off their mean counts t / z times, the quantiles of Student's t with ``n_a + n_b - 2``
+    degrees of freedom and of the normal distribution for this confidence, 2.2 times for two runs
+    a side and 95 %. With one run on either side that side's training is not covered.
+
+    The p-values of classes are those of a normal distribution with this larger spread. They are
+    right about ``1 - confidence``; much smaller ones are too small where there are few runs.
 
     Args:
         a: run or runs of a side.
@@ -236,23 +263,25 @@ def paired_bootstrap(
     for other in [*sides[0][1:], *sides[1]]:
         check_same_images(first, other)
     draws = np.random.default_rng([seed, 1])  # other numbers than those of the images
+    widening = _widening(len(sides[0]) + len(sides[1]) - 2, confidence)
     whole_a, whole_b = (_mean_of_runs([_whole(r) for r in runs], None) for runs in sides)
     drawn_a, drawn_b = (
         _mean_of_runs(
             [_resampled(run, resamples, seed) for run in runs],
-            _run_weights(len(runs), resamples, draws),
+            _run_weights(len(runs), resamples, draws, widening),
         )
         for runs in sides
     )
+    shares = _drawn_shares(first, resamples, seed)
     values_a, values_b = _means(*whole_a, groups), _means(*whole_b, groups)
-    means_a, means_b = _means(*drawn_a, groups), _means(*drawn_b, groups)
-    images = _images_of_groups(first, groups)
+    means_a, means_b = (_means(*drawn, groups, shares) for drawn in (drawn_a, drawn_b))
     found = {}
     for name, value in values_a.items():
         own, other = float(value[0]), float(values_b[name][0])
         low, high = _ends(other - own, means_b[name] - means_a[name], confidence).tolist()
-        beyond = images.get(name, len(first.image_ids)) >= MIN_IMAGES and (low > 0 or high < 0)
-        found[name] = Difference(other - own, low, high, beyond, own, other)
+        held = _held(first, groups, name)
+        beyond = held["judged"] and (low > 0 or high < 0)
+        found[name] = Difference(other - own, low, high, beyond, own, other, **held)
     by_class = _class_differences(
         (whole_b[0] - whole_a[0])[:, 0], drawn_b[0] - drawn_a[0], first, confidence
     )
@@ -285,12 +314,37 @@ def _side(runs) -> list[PerImage]:
     return runs
 
 
-def _run_weights(runs: int, resamples: int, draws: np.random.Generator) -> np.ndarray:
+def _run_weights(
+    runs: int, resamples: int, draws: np.random.Generator, widening: float
+) -> np.ndarray:
     """(runs, B) share of each run in each resample; see :func:`paired_bootstrap`."""
     if runs == 1:
         return np.ones((1, resamples))
     drawn = draws.multinomial(runs, np.full(runs, 1 / runs), size=resamples).T / runs
-    return 1 / runs + math.sqrt(runs / (runs - 1)) * (drawn - 1 / runs)
+    return 1 / runs + widening * math.sqrt(runs / (runs - 1)) * (drawn - 1 / runs)
+
+
+def _widening(freedom: int, confidence: float) -> float:
+    """The t / z of :func:`paired_bootstrap`; 1 without degrees of freedom, for one run a side."""
+    if freedom == 0:
+        return 1.0
+    return t_quantile(confidence, freedom) / NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def t_quantile(confidence: float, freedom: int) -> float:
+    """The t that Student's t with `freedom` degrees of freedom stays below in absolute value.
+
+    With ``t = sqrt(freedom) tan(x)`` the density is proportional to ``cos(x)^(freedom - 1)`` on
+    (-pi/2, pi/2), which the trapezoidal rule sums up. To five digits for confidences up to 0.999.
+
+    Args:
+        confidence: its probability, in (0, 1).
+        freedom: at least 1.
+    """
+    x = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(x) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(np.interp(confidence, below / below[-1], x))
 
 
 def _mean_of_runs(values: list[tuple], weights: np.ndarray | None) -> tuple:
@@ -309,7 +363,7 @@ def _class_differences(
     difference: np.ndarray, drawn: np.ndarray, images: PerImage, confidence: float
 ) -> dict[str, np.ndarray]:
     """The columns of :class:`Comparison`, from (C,) differences and (C, B) resampled ones."""
-    held = np.bincount(images.truth_class, minlength=images.num_classes)
+    held = _images_of_classes(images)
     low, high = _ends(difference, drawn, confidence).T
     judged = (held >= MIN_IMAGES) & np.isfinite(difference)
     p_value = np.where(judged, _p_values(difference, drawn), np.nan)
@@ -391,13 +445,29 @@ def _resampled(images: PerImage, resamples: int, seed: int):
     )
 
 
+def _drawn_shares(images: PerImage, resamples: int, seed: int) -> np.ndarray:
+    """(C, B) drawn images that hold a class over those that hold it; 1: no image holds it."""
+    images_of = WeightSums(images.truth_class, images.truth_image, images.num_classes)
+    blocks = resample_weights(len(images.image_ids), resamples, seed)
+    drawn = np.concatenate([images_of(weights) for weights in blocks], axis=1)
+    held = _images_of_classes(images)[:, None]
+    return np.divide(drawn, held, out=np.ones_like(drawn), where=held > 0)
+
+
 def _means(
-    values: np.ndarray, overall: dict[str, np.ndarray], groups: Sequence[str] | None
+    values: np.ndarray,
+    overall: dict[str, np.ndarray],
+    groups: Sequence[str] | None,
+    shares: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """{"all", "r", "c", "f": (B,) means of (C, B) values without NaN} and the `overall` ones."""
-    means = {ALL: _mean_of_valid(values)}
+    """{"all", "r", "c", "f": (B,) means of (C, B) values without NaN} and the `overall` ones.
+
+    The classes are weighted with (C, B) `shares`; None: all alike.
+    """
+    means = {ALL: _mean_of_valid(values, shares)}
     for group, members in _members(groups, len(values)).items():
-        means[group] = _mean_of_valid(values[members])
+        own = None if shares is None else shares[members]
+        means[group] = _mean_of_valid(values[members], own)
     return {**means, **overall}
 
 
@@ -410,20 +480,35 @@ def _members(groups: Sequence[str] | None, num_classes: int) -> dict[str, np.nda
     return {group: letters == group for group in GROUPS}
 
 
-def _mean_of_valid(values: np.ndarray) -> np.ndarray:
-    """(B,) float64 means of the columns of (N, B) values, without NaN; NaN: nothing else."""
-    valid = np.isfinite(values).sum(axis=0)
-    sums = np.nansum(values, axis=0, dtype=np.float64)
-    return np.divide(sums, valid, out=np.full(len(sums), np.nan), where=valid > 0)
+def _mean_of_valid(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(B,) float64 means of the columns of (N, B) values, without NaN; NaN: nothing else.
+
+    The values are weighted with (N, B) `weights`; None: all alike.
+    """
+    valid = np.isfinite(values)
+    weights = valid if weights is None else np.where(valid, weights, 0)
+    counts = weights.sum(axis=0, dtype=np.float64)
+    sums = np.nansum(values * weights, axis=0, dtype=np.float64)
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
-def _images_of_groups(images: PerImage, groups: Sequence[str] | None) -> dict[str, int]:
-    """Test images that hold a class of the group."""
-    members = _members(groups, images.num_classes)
+def _held(images: PerImage, groups: Sequence[str] | None, name: str) -> dict:
+    """How many images hold a group, as in :class:`Difference`; other names: all classes."""
+    every = np.ones(images.num_classes, dtype=bool)
+    means = {ALL: every, **_members(groups, images.num_classes)}
+    members = means.get(name, every)
+    holding = np.unique(images.truth_image[members[images.truth_class]])
+    held = _images_of_classes(images)[members] if name in means else np.zeros(0, dtype=int)
     return {
-        group: len(np.unique(images.truth_image[own[images.truth_class]]))
-        for group, own in members.items()
+        "judged": len(holding) >= MIN_IMAGES,
+        "classes": int((held > 0).sum()),
+        "few_images": int(((held > 0) & (held < MIN_IMAGES)).sum()),
     }
+
+
+def _images_of_classes(images: PerImage) -> np.ndarray:
+    """(C,) int64 test images that hold each class."""
+    return np.bincount(images.truth_class, minlength=images.num_classes)
 
 
 def _ends(value, drawn: np.ndarray, confidence: float) -> np.ndarray:

@@ -13,6 +13,7 @@ from lt_det.evaluation.bootstrap import (
     paired_bootstrap,
     record_intervals,
     resample_weights,
+    t_quantile,
 )
 from lt_det.evaluation.groups import group_means
 from lt_det.evaluation.per_image import ClassificationImages, DetectionImages
@@ -30,6 +31,16 @@ def random_run(seed, num_classes, per_class, accuracy):
     """Images of each class in turn, each correct with a probability of its own."""
     labels = np.tile(np.arange(num_classes), per_class)
     return classified(np.random.default_rng(seed).random(len(labels)) < accuracy, labels, C)
+
+
+def group_mean(values, weights, images, members):
+    """Mean of the classes that are drawn, each weighted with the share of its images drawn."""
+    total = count = 0.0
+    for k in members:
+        own = weights[images.truth_image[images.truth_class == k]]
+        if own.sum():
+            total, count = total + values[k] * own.mean(), count + own.mean()
+    return total / count
 
 
 # ------------------------------------------------------------------ resamples
@@ -58,15 +69,18 @@ def test_images_are_drawn_alike():
 
 def test_values_are_those_of_the_set_and_intervals_those_of_repeated_images():
     matches = random_matches(1)
-    found = bootstrap_groups(DetectionImages(matches), GROUPS, resamples=40, seed=5)
+    images = DetectionImages(matches)
+    found = bootstrap_groups(images, GROUPS, resamples=40, seed=5)
     whole = repeated_aps(matches, np.ones(12, int))
     weights = torch.cat(list(resample_weights(12, 40, seed=5)), dim=1).numpy().astype(int)
     drawn = np.stack([repeated_aps(matches, w) for w in weights.T])
     assert list(found) == ["all", "r", "c", "f"]
     for group, interval in found.items():
-        members = np.array([group in ("all", g) for g in GROUPS])
+        members = [k for k, g in enumerate(GROUPS) if group in ("all", g)]
         value = np.nanmean(whole[members])
-        means = np.array([np.nanmean(own[members]) for own in drawn])
+        means = np.array(
+            [group_mean(own, w, images, members) for own, w in zip(drawn, weights.T, strict=True)]
+        )
         low, high = np.quantile(means, [0.025, 0.975]) + value - means.mean()
         # Single precision, in percent.
         assert interval == pytest.approx((value, low, high), abs=1e-4)
@@ -89,6 +103,19 @@ def test_classes_without_ground_truth_and_groups_without_classes():
     # A single image of class 1: a resample without it leaves the class out.
     only = bootstrap_groups(images, ["c", "f", "r", "r"], resamples=50)["f"]
     assert only == Interval(100, 100, 100)
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 7])
+def test_where_classes_have_equally_many_images_their_mean_is_the_accuracy_of_the_images(per_class):
+    # Each class counts by its drawn images, also where most classes are not drawn at all.
+    labels = np.repeat(np.arange(60), per_class)
+    right = np.random.default_rng(3).random((2, len(labels))) < 0.5
+    runs = [classified(own, labels, 60) for own in right]
+    found = bootstrap_groups(runs[0], None, resamples=100)
+    # Single precision, in percent.
+    assert found["all"] == pytest.approx(found["top1"], abs=1e-4)
+    groups = paired_bootstrap(*runs, None, resamples=100).groups
+    assert groups["all"][:3] == pytest.approx(groups["top1"][:3], abs=1e-4)
 
 
 def test_intervals_stay_within_zero_and_one_hundred():
@@ -140,7 +167,9 @@ def test_differences_are_those_on_the_same_resamples():
     whole = b.class_values(torch.ones(180, 1)) - a.class_values(torch.ones(180, 1))
     for group in "rcf":
         members = [k for k, g in enumerate(GROUPS) if g == group]
-        means, value = drawn[members].mean(axis=0), whole[members].mean()
+        columns = zip(drawn.T, weights.numpy().T, strict=True)
+        means = np.array([group_mean(own, w, a, members) for own, w in columns])
+        value = whole[members].mean()
         low, high = np.quantile(means, [0.025, 0.975]) + value - means.mean()
         assert comparison.groups[group][:3] == pytest.approx((value, low, high), abs=1e-4)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=1) + whole[:, 0] - drawn.mean(axis=1)
@@ -194,6 +223,25 @@ def test_classes_and_groups_that_few_images_hold_are_not_judged():
     assert np.isnan(comparison.p_value[0]) and comparison.p_value[1] == 0
     assert comparison.groups["r"][:4] == (100, 100, 100, False)
     assert comparison.groups["f"].beyond_noise
+    judged = {name: group.judged for name, group in comparison.groups.items()}
+    assert judged == {"all": True, "r": False, "c": False, "f": True, "top1": True}
+
+
+def test_a_group_with_many_classes_that_few_images_hold_is_called_narrow():
+    # Class 9 is held by no image and does not count; of group f every fourth has few images.
+    images = [5, 6, 6, 6, 6, 5, 6, 6, 6, 0]
+    labels = np.repeat(np.arange(10), images)
+    run = classified(np.ones(len(labels), bool), labels, 10)
+    groups = paired_bootstrap(run, run, list("rrrrrfffff"), resamples=5).groups
+    counts = {name: (g.few_images, g.classes, g.narrow) for name, g in groups.items()}
+    assert counts == {
+        "all": (2, 9, False),
+        "r": (1, 5, False),
+        "c": (0, 0, False),
+        "f": (1, 4, True),
+        "top1": (0, 0, False),
+    }
+    assert not groups["c"].judged
 
 
 def test_runs_of_a_side_are_drawn_too():
@@ -202,10 +250,48 @@ def test_runs_of_a_side_are_drawn_too():
     comparison = paired_bootstrap([none, none], [none, all_], None, resamples=400)
     found = comparison.groups["all"]
     # A mean of two runs drawn from 0 and 100 is 0, 50 or 100; what it is off 50 counts sqrt(2)
-    # times, so that the variance is that of a mean of two runs, 5000 / 2.
-    assert found[:3] == pytest.approx((50, 50 - 50 * 2**0.5, 50 + 50 * 2**0.5), abs=3)
+    # times, so that the variance is that of a mean of two runs, 5000 / 2, and t / z times. Its
+    # mean over 400 resamples, which the interval is moved by, has a standard deviation of 4.
+    off = 50 * 2**0.5 * 4.302653 / 1.959964
+    assert found[:3] == pytest.approx((50, 50 - off, 50 + off), abs=12)
+    assert found.high - found.low == pytest.approx(2 * off, abs=0.01)
     assert not found.beyond_noise and comparison.runs == (2, 2)
     assert paired_bootstrap(none, all_, None, resamples=20).groups["all"].beyond_noise
+    # Two runs of one side alone have one degree of freedom; at 0.8 the quantiles are 3.08, 1.28.
+    one = paired_bootstrap(none, [none, all_], None, resamples=400, confidence=0.8).groups["all"]
+    assert one.high - one.low == pytest.approx(2 * 50 * 2**0.5 * 3.077684 / 1.281552, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "freedom", "t"),
+    # From tables.
+    [
+        (0.95, 1, 12.7062),
+        (0.95, 2, 4.30265),
+        (0.95, 4, 2.77645),
+        (0.95, 30, 2.04227),
+        (0.99, 3, 5.84091),
+        (0.999, 1, 636.619),
+        (0.5, 7, 0.711142),
+    ],
+)
+def test_quantiles_of_t_are_those_of_tables(confidence, freedom, t):
+    assert t_quantile(confidence, freedom) == pytest.approx(t, rel=1e-5)
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_recipes_that_differ_by_their_seeds_alone_are_seldom_beyond_noise(runs):
+    draws, labels, beyond = np.random.default_rng(0), np.zeros(200, int), 0
+    for _ in range(300):
+        # The seed moves the accuracy by 15 points, the choice of 200 images by 3.5.
+        chances = np.clip(draws.normal(0.5, 0.15, (2, runs)), 0, 1)
+        a, b = (
+            [classified(draws.random(200) < chance, labels, 1) for chance in side]
+            for side in chances
+        )
+        beyond += paired_bootstrap(a, b, None, resamples=60).groups["all"].beyond_noise
+    # 5 % of 300, standard deviation 1.3 %; without t it is 15 % here.
+    assert 0.01 < beyond / 300 < 0.09
 
 
 def test_other_images_or_ground_truth_are_an_error():

@@ -11,7 +11,7 @@ import torch
 from lt_det.evaluation import LongTailClassificationEvaluator, LongTailSemSegEvaluator
 from lt_det.evaluation.bootstrap import paired_bootstrap
 from lt_det.evaluation.per_image import read_per_image
-from lt_det.evaluation.results import add_run_info, read_record, write_record
+from lt_det.evaluation.results import add_run_info, class_values, read_record, write_record
 from tests.evaluation.lvis_runs import CLASSES, DATASET, ground_truth, predictions, write_run
 from tests.tools.load import load_tool
 
@@ -131,16 +131,28 @@ def test_several_seeds_give_mean_and_spread_and_are_resampled(capsys, runs, tmp_
     assert part["groups"]["APr"] == expected._asdict()
 
 
-def test_records_alone_give_values_without_verdicts(capsys):
+def test_records_alone_give_values_without_verdicts(capsys, tmp_path):
+    file = tmp_path / "numbers.json"
     sides = [
         [ROOT / f"configs/quick/results/{name}_seed{s}.json" for s in (1, 2, 3)]
         for name in ("softmax", "eqlv2")
     ]
-    code, out, _ = run(capsys, "--a", *sides[0], "--b", *sides[1])
+    code, out, _ = run(capsys, "--a", *sides[0], "--b", *sides[1], "--json", file)
     assert code == 0 and "quick/inference/lt_synthetic_val has none of matches_bbox.npz" in out
     values = [[read_record(path)["metrics"]["segm"]["APr"] for path in side] for side in sides]
     cells = rows(out, "mask APr")[0]
     assert cells[4:] == [f"{np.mean(values[1]) - np.mean(values[0]):+.2f}", "-", "-"]
+    parts = json.loads(file.read_text())[0]["parts"]
+    assert list(parts) == ["bbox", "segm"]
+    a, b = np.mean(values, axis=1)
+    expected = {"difference": b - a, "value_a": a, "value_b": b}
+    assert parts["segm"]["groups"]["APr"] == pytest.approx(expected)
+    assert "has none of matches_bbox.npz" in parts["segm"]["missing"]
+    records = [[read_record(path) for path in side] for side in sides]
+    a, b = (np.mean([class_values(r, "segm/AP") for r in side], axis=0) for side in records)
+    differences = np.array(parts["segm"]["classes"]["difference"], dtype=float)
+    np.testing.assert_allclose(differences, b - a)
+    assert parts["segm"]["classes"]["name"] == records[0][0]["per_class"]["name"]
 
 
 def test_a_record_outside_of_a_run_folder_says_why_there_is_no_verdict(capsys, runs, tmp_path):
@@ -165,6 +177,46 @@ def test_classes_with_few_test_images_are_listed_apart(capsys, tmp_path):
     _, out, _ = run(capsys, tmp_path / "1", tmp_path / "2", "--resamples", 50)
     assert 0 < few < 6 and "1 classes have fewer than 6 test images" in out
     assert f", {few})." in out and not rows(out, "class 0")
+
+
+def test_groups_that_few_images_hold_are_not_judged(capsys, tmp_path):
+    # Rare classes in at most five images. Of them and of common ones B finds all, A none.
+    gt = ground_truth(images=60)
+    gt["annotations"] = [
+        a for a in gt["annotations"] if a["category_id"] > 3 or a["image_id"] % 12 == 0
+    ]
+    rare = [a for a in gt["annotations"] if a["category_id"] <= 3]
+    assert 0 < len({a["image_id"] for a in rare}) < 6
+    for name, chance in (("a", 0.0), ("b", 1.0)):
+        found_of = [(k, chance) for k in range(6)]
+        write_run(tmp_path / name, gt, predictions(gt, 1, found_of=found_of))
+    file = tmp_path / "numbers.json"
+    options = ("--resamples", 50, "--json", file)
+    _, out, _ = run(capsys, tmp_path / "a", tmp_path / "b", *options)
+    assert verdicts(out)["box APr"] == "too few test images to judge"
+    assert verdicts(out)["box APc"] == "beyond noise"
+    assert verdicts(out)["box APf"] == "no difference beyond noise"
+    summary = next(line for line in out.splitlines() if line.startswith("**"))
+    assert "box APc +" in summary and "box APr" not in summary
+    assert "(of 3 metrics; 1 not judged: too few test images to judge; by chance" in summary
+    groups = json.loads(file.read_text())[0]["parts"]["bbox"]["groups"]
+    assert {k: v["judged"] for k, v in groups.items()} == {
+        **{"AP": True, "APr": False, "APc": True, "APf": True}
+    }
+    # A third of all classes; of rare ones, which are not judged, nothing more is to be said.
+    few = groups["AP"]["few_images"]
+    text = f"{few} of {groups['AP']['classes']} classes have fewer than 6 test images: the interval"
+    assert few > 1 and f"box AP: {text} is somewhat narrow." in out
+    assert "box APr: " not in out and "box APc: " not in out
+
+
+def test_a_set_of_few_images_gives_no_verdict_at_all(capsys, tmp_path):
+    gt = ground_truth(images=5)
+    for name, found in (("a", 0.0), ("b", 1.0)):
+        write_run(tmp_path / name, gt, predictions(gt, 1, found=found))
+    _, out, _ = run(capsys, tmp_path / "a", tmp_path / "b", "--resamples", 20)
+    assert set(verdicts(out).values()) == {"too few test images to judge"}
+    assert "**No verdicts: too few test images to judge.**" in out and "None of" not in out
 
 
 def classify(folder, seed, rare):
@@ -257,7 +309,7 @@ def test_what_has_no_value_is_null_in_the_file(capsys, tmp_path):
     part = json.loads((tmp_path / "x.json").read_text())[0]["parts"]["bbox"]
     assert part["groups"]["APr"] == {
         **dict.fromkeys(("difference", "low", "high", "value_a", "value_b")),
-        "beyond_noise": False,
+        **{"beyond_noise": False, "judged": False, "classes": 0, "few_images": 0},
     }
     assert part["classes"]["low"][:3] == [None] * 3 and not rows(out, "box APr")
     assert None not in part["classes"]["low"][3:]
@@ -298,6 +350,22 @@ def test_what_cannot_be_compared_is_refused(capsys, runs, tmp_path, change, mess
     assert re.search(message, err)
 
 
+def test_lists_that_differ_from_none_are_not_printed_whole(capsys, runs, tmp_path):
+    other = changed(runs / "seed2", tmp_path / "run", lambda r: r["per_class"].pop("group"))
+    code, _, err = run(capsys, runs / "seed1", other)
+    assert code == 1 and err.endswith("they differ in groups: 9 entries and None\n")
+
+
+def test_a_run_is_given_once_on_a_side(capsys, runs, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(runs / "seed1")
+    record = runs / "seed1" / "results" / f"{DATASET}.json"
+    for again in (runs / "seed1", link, record):
+        code, out, err = run(capsys, "--a", runs / "seed2", "--b", runs / "seed1", again)
+        assert code == 1 and not out
+        assert f"{runs / 'seed1'} and {again} are one run" in err and str(record) in err
+
+
 def test_other_test_images_are_refused(capsys, runs):
     code, _, err = run(capsys, runs / "seed1", runs / "other")
     assert code == 1 and "the ground truth differs" in err
@@ -317,6 +385,8 @@ def test_runs_that_are_not_there_are_named(capsys, runs, tmp_path):
         (["--a", "y"], "each side needs a run"),
         ([], "either two runs"),
         (["x", "y", "--resamples", "1"], "--resamples must be at least 2"),
+        (["x", "y", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["x", "y", "--top", "-3"], "--top must be at least 0, got -3"),
     ],
 )
 def test_arguments_that_cannot_be_used(capsys, arguments, message):

@@ -8,6 +8,7 @@ from lt_det.errors import LtDetError
 from lt_det.evaluation.bootstrap import (
     ALL,
     FALSE_DISCOVERY_RATE,
+    MIN_IMAGES,
     Comparison,
     Difference,
     bootstrap_groups,
@@ -113,8 +114,16 @@ class Noise:
 
 
 def verdict(found: Difference) -> str:
-    """ "beyond noise" or "within noise"."""
-    return "beyond noise" if found.beyond_noise else "within noise"
+    """ "beyond noise", "within noise" or why it cannot be told, and what the interval lacks."""
+    if not found.judged:
+        return "too few test images to judge"
+    words = "beyond noise" if found.beyond_noise else "within noise"
+    if found.narrow:
+        words += (
+            f" ({found.few_images} of {found.classes} classes have fewer than {MIN_IMAGES} test "
+            "images: the interval is somewhat narrow)"
+        )
+    return words
 
 
 def class_verdicts(found: Comparison) -> str:
