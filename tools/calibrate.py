@@ -453,7 +453,8 @@ def change_table(changed):
         if not math.isnan(d.difference):
             interval = f"{d.low:+.2f} to {d.high:+.2f}"
             values = [f"{d.value_a:.2f}", f"{d.value_b:.2f}", f"{d.difference:+.2f}", interval]
-            rows.append([name, *values, "yes" if d.beyond_noise else "no"])
+            word = "yes" if d.beyond_noise else "no"
+            rows.append([name, *values, word if d.judged else "too few images"])
     return markdown(rows)
 
 
@@ -489,6 +490,7 @@ def result_of(args, job, found, changed):
             name: {
                 "difference": d.difference,
                 "interval": [d.low, d.high],
+                "judged": d.judged,
                 "beyond_noise": d.beyond_noise,
             }
             for name, d in changed.items()
