@@ -25,8 +25,8 @@ from reporting.saturation import saturation
 LEVELS = ("warn", "info", "good")
 DIFFERENCES = (
     "Both runs are measured on the same resampled test images. A filled mark is beyond noise: its "
-    "95 % interval leaves out zero. A hollow one is not, or too few images hold it. Another seed of "
-    "the training may move results further than this."
+    "95 % interval leaves out zero. A hollow one is not, or too few images hold it. Another seed "
+    "of the training may move results further than this."
 )
 # A class measured on fewer test images than this says little on its own.
 FEW_TEST_IMAGES = 10
