@@ -420,11 +420,13 @@ def _annotation_boxes(annotations: list[dict]) -> np.ndarray:
 
 def _annotation_areas(annotations: list[dict]) -> np.ndarray:
     """(G,) float64, NaN where an annotation has none."""
-    for ann in annotations:
-        area = ann.get("area")
-        if isinstance(area, bool) or not isinstance(area, (numbers.Real, type(None))):
-            raise DataError(f"annotation {ann.get('id')} has the area {area!r:.60}, not a number")
     areas = [ann.get("area") for ann in annotations]
+    for kind in set(map(type, areas)):
+        if kind is bool or not issubclass(kind, (numbers.Real, type(None))):
+            ann = next(ann for ann in annotations if type(ann.get("area")) is kind)
+            raise DataError(
+                f"annotation {ann.get('id')} has the area {ann['area']!r:.60}, not a number"
+            )
     try:
         return np.array([np.nan if a is None else a for a in areas], dtype=np.float64)
     except OverflowError as e:
@@ -491,6 +493,8 @@ def _read_masks(masks: list, sizes: list[list[int]], annotation_ids: list) -> li
                 f"annotation {annotation_ids[k]} has a mask of size {size} "
                 f"whose runs cover {pixels} pixels; its image has height and width {sizes[k]}"
             )
+        # 130.0, which pycocotools does not take, is equal to 130.
+        rles[k]["size"] = sizes[k]
     return rles
 
 
@@ -502,8 +506,9 @@ def to_rle(segmentation, size: Sequence[int]) -> dict:
         size: height and width of the image.
     """
     if isinstance(segmentation, list):
-        # pycocotools reads beyond a shorter one, and takes a first one of 4 numbers for a box.
-        if any(len(polygon) < 4 or len(polygon) % 2 for polygon in segmentation):
+        # pycocotools looks at the first one alone; with 4 numbers that is a box, as for LVISEval.
+        lengths = set(map(len, segmentation))
+        if min(lengths) < 4 or any(n % 2 for n in lengths):
             raise ValueError("a polygon is x, y of each corner")
         polygons = mask_utils.frPyObjects(segmentation, *size)
         # Merging takes as long again, and a union of one polygon is that polygon.
@@ -512,7 +517,7 @@ def to_rle(segmentation, size: Sequence[int]) -> dict:
     if isinstance(counts, list):
         return mask_utils.frPyObjects(segmentation, *size)
     counts = counts.encode("ascii") if isinstance(counts, str) else bytes(memoryview(counts))
-    return {"size": [int(n) for n in segmentation["size"]], "counts": counts}
+    return {"size": list(segmentation["size"]), "counts": counts}
 
 
 def positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

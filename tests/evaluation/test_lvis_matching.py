@@ -576,6 +576,10 @@ def test_masks_of_the_file_with_broken_runs_are_errors():
         annotation["segmentation"] = change(annotation["segmentation"])
         with pytest.raises(DataError, match=r"annotation 5 has a mask of size \[130, 13[01]\]"):
             evaluate_lvis(dataset, predictions, ["segm"])
+    dataset, predictions = masked(lambda m: m)
+    mask = dataset["annotations"][0]["segmentation"]
+    dataset["annotations"][0]["segmentation"] = {**mask, "size": [130.0, 130.0]}
+    assert evaluate_lvis(dataset, predictions, ["segm"]).metrics["segm"]["AP50"] > 99.99
     # pycocotools would read beyond the text: its runs cover the image, but "o" says that more come.
     dataset, predictions = masked(lambda m: m)
     mask = dataset["annotations"][0]["segmentation"]
