@@ -19,6 +19,8 @@ from lt_det.evaluation.rle import first_broken_text, pixels_covered
 
 # The largest range of ids for which a table is kept; COCO's image ids are below 600,000.
 _TABLE_SIZE = 1 << 22
+# Pixels. pycocotools walks along the edges of a polygon, for ever where one is not finite.
+_FARTHEST = 1 << 20
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -510,6 +512,11 @@ def to_rle(segmentation, size: Sequence[int]) -> dict:
         lengths = set(map(len, segmentation))
         if min(lengths) < 4 or any(n % 2 for n in lengths):
             raise ValueError("a polygon is x, y of each corner")
+        for polygon in segmentation:
+            if not (
+                -_FARTHEST < min(polygon) and max(polygon) < _FARTHEST and sum(polygon) < np.inf
+            ):
+                raise ValueError("a coordinate is not finite or too far outside")
         polygons = mask_utils.frPyObjects(segmentation, *size)
         # Merging takes as long again, and a union of one polygon is that polygon.
         return polygons[0] if len(polygons) == 1 else mask_utils.merge(polygons)
