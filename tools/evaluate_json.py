@@ -48,7 +48,11 @@ def parse_args(argv=None):
         help='evaluate these images alone: JSON, a list of ids or an object with "images" as '
         "annotation files have them, or text with an id in each line",
     )
-    parser.add_argument("--name", help="of the data set in the record; default: that of the file")
+    parser.add_argument(
+        "--name",
+        help="of the data set in the record; default: that of the annotation file, with the image "
+        "list and the protocol where they are given",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -56,7 +60,20 @@ def parse_args(argv=None):
         help="folder for the record, results/<name>.json, and for what the matching found, "
         "inference/<name>/matches_<iou type>.npz: as a run has them",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.name is not None and (set(args.name) & set("/\\") or args.name in ("", ".", "..")):
+        parser.error(f"--name is the name of a file and a folder, without / or \\: {args.name!r}")
+    return args
+
+
+def default_name(args) -> str:
+    """The data set in the record; another one for other images or rules, which have other files."""
+    parts = [Path(args.gt).name.split(".")[0]]
+    if args.images:
+        parts.append(Path(args.images).name.split(".")[0])
+    if args.protocol != "standard":
+        parts.append(args.protocol)
+    return "_".join(parts)
 
 
 def describe(protocol: dict) -> str:
@@ -92,7 +109,7 @@ def write(folder: str, name: str, result: LVISResult, predictions: str) -> str:
 def main(argv=None) -> int:
     args = parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    name = args.name or Path(args.gt).name.split(".")[0]
+    name = args.name or default_name(args)
     try:
         if args.output:
             command_line.make_folder(args.output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUPS, check_groups, group_sizes
 from lt_det.evaluation.json_files import gc_paused, read_json
 from lt_det.evaluation.lvis_ground_truth import (
+    AnnotationError,
     GroundTruth,
     load_ground_truth,
     prepare_ground_truth,
@@ -172,14 +174,16 @@ def evaluate_lvis(
         group_source: where `groups` are from, for the record.
 
     Raises:
-        ValueError: an unknown task or protocol, a limit below 1, or groups or names that do not
-            fit.
+        ValueError: an unknown task or protocol, a limit that is no whole number above 0, groups or
+            names that do not fit, or `category_ids` that has an id twice or is given with a
+            `GroundTruth`.
         MissingFileError: a file is not there.
-        DataError: ground truth, predictions or images that cannot be used or do not fit.
+        DataError: ground truth, predictions or images that cannot be used or do not fit; the
+            message names the file if there is one.
     """
     limits = choose_protocol(protocol, max_detections)
-    predictions = _predictions(predictions)
-    tasks = _tasks(tasks, predictions)
+    columns = _predictions(predictions)
+    tasks = _tasks(tasks, columns)
     gt = _ground_truth(ground_truth, category_ids, "segm" in tasks)
     if image_ids is not None:
         gt = gt.restrict_images(image_ids)
@@ -192,7 +196,13 @@ def evaluate_lvis(
     elif len(class_names) != gt.num_classes:
         raise ValueError(f"{len(class_names)} class_names for {gt.num_classes} classes")
     parts = {name: {} for name in ("metrics", "class_ap", "precision", "recall", "matches")}
-    for task, matches in _match(gt, predictions, tasks, limits).items():
+    try:
+        found = _match(gt, columns, tasks, limits)
+    except AnnotationError as e:
+        raise AnnotationError(f"{_file_prefix(ground_truth)}{e}") from e
+    except DataError as e:
+        raise DataError(f"{_file_prefix(predictions)}{e}") from e
+    for task, matches in found.items():
         precision, recall = precision_and_recall(matches)
         parts["matches"][task] = matches
         parts["precision"][task], parts["recall"][task] = precision, recall
@@ -223,18 +233,30 @@ def _match(
     return {task: match(gt, predictions, candidates, task) for task in tasks}
 
 
+def _file_prefix(source) -> str:
+    """What a message about `source` begins with."""
+    return f"{os.fspath(source)}: " if isinstance(source, (str, os.PathLike)) else ""
+
+
 def choose_protocol(name: str, max_detections: int | None) -> Protocol:
     """One of `PROTOCOLS`, "standard" with this limit.
 
     Raises:
-        ValueError: no such protocol, or a limit below 1.
+        ValueError: no such protocol, or a limit that is no whole number above 0.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     if name != "standard":
         return PROTOCOLS[name]
-    if max_detections is not None and max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    if max_detections is not None and (
+        not isinstance(max_detections, numbers.Integral)
+        or isinstance(max_detections, bool)
+        or max_detections < 1
+    ):
+        raise ValueError(
+            f"max_detections must be at least 1 and a whole number, or None for all; "
+            f"got {max_detections!r}"
+        )
     return Protocol(PROTOCOLS[name].rules, max_detections, None)
 
 
@@ -242,8 +264,8 @@ def read_image_list(path: str | os.PathLike) -> list[int]:
     """Image ids of a file.
 
     Args:
-        path: JSON, a list of ids or an object with "images" as annotation files have them; or
-            text, with an id in each line.
+        path: JSON, a list of ids or of objects with "id", or an object with "images", such a
+            list of objects, as annotation files have it; or text, with an id in each line.
 
     Raises:
         MissingFileError: no such file.
@@ -253,28 +275,49 @@ def read_image_list(path: str | os.PathLike) -> list[int]:
     if not os.path.isfile(path):
         raise MissingFileError(f"no list of images {path}")
     if path.endswith(".json"):
-        content = read_json(path)
-        if isinstance(content, dict):
-            content = [image.get("id") for image in content.get("images", ())]
+        ids = _listed_ids(path)
     else:
-        with open(path, encoding="utf-8") as f:
-            lines = [line.strip() for line in f]
-        content = [int(line) if line.isdecimal() else line for line in lines if line]
-    bad = [i for i in content if not isinstance(i, int) or isinstance(i, bool)]
-    if bad or not content:
-        found = f"{bad[0]!r}" if bad else "nothing"
+        try:
+            with open(path, encoding="utf-8") as f:
+                lines = [line.strip() for line in f]
+        except UnicodeDecodeError as e:
+            raise DataError(f"{path} is not text: byte {e.start}") from e
+        ids = [int(line) if line.isdecimal() else line for line in lines if line]
+    bad = [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]
+    if bad or not ids:
+        found = f"{bad[0]!r:.60}" if bad else "nothing"
         raise DataError(f"{path}: expected image ids, which are whole numbers; got {found}")
-    return content
+    return ids
+
+
+def _listed_ids(path: str) -> list:
+    """What stands in the place of ids in a JSON list of images."""
+    content = read_json(path)
+    entries = content.get("images") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise DataError(
+            f"{path}: expected a list of image ids, or an object with a list of objects as "
+            f"'images'; got {content!r:.60}"
+        )
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    if isinstance(content, dict) and len(objects) < len(entries):
+        raise DataError(f"{path}: 'images' must be a list of objects, got {entries!r:.60}")
+    return [entry.get("id") if isinstance(entry, dict) else entry for entry in entries]
 
 
 def _ground_truth(source, category_ids: Sequence[int] | None, masks: bool) -> GroundTruth:
     if isinstance(source, GroundTruth):
+        if category_ids is not None:
+            raise ValueError(
+                "category_ids is for ground truth that is read here, not a GroundTruth"
+            )
         return source
     if isinstance(source, dict):
-        return prepare_ground_truth(source, category_ids)
-    gt = load_ground_truth(source, category_ids, masks)
+        gt, name = prepare_ground_truth(source, category_ids), "annotations"
+    else:
+        gt, name = load_ground_truth(source, category_ids, masks), source
     for note in gt.notes:
-        logger.info(f"{source}: {note}")
+        logger.info(f"{name}: {note}")
     return gt
 
 

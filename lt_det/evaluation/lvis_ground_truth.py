@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +15,17 @@ import pycocotools.mask as mask_utils
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.json_files import gc_paused, read_json
-from lt_det.evaluation.rle import pixels_covered
+from lt_det.evaluation.rle import first_broken_text, pixels_covered
 
 # The largest range of ids for which a table is kept; COCO's image ids are below 600,000.
 _TABLE_SIZE = 1 << 22
+# Pixels. pycocotools walks along the edges of a polygon, for ever where one is not finite.
+_FARTHEST = 1 << 20
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+class AnnotationError(DataError):
+    """A mask of the annotation file that cannot be used; the message names the annotation."""
 
 
 @dataclass(eq=False)
@@ -88,44 +95,21 @@ class GroundTruth:
         They are kept in place of polygons, which take more memory and the longest to convert.
 
         Raises:
-            DataError: one has no mask.
+            AnnotationError: one has no mask, or something else in its place.
         """
-        sizes = self.image_sizes[self.gt_image[objects]].tolist()
-        masks, read = [], []
-        for k, size in zip(objects.tolist(), sizes, strict=True):
-            mask = self.segmentations[k]
-            if mask is None:
-                raise DataError(
-                    f"annotation {self.annotation_ids[k]} has no mask; evaluate boxes only"
-                )
-            if isinstance(mask, dict) and not isinstance(mask["counts"], bytes):
-                read.append((k, size))
-            self.segmentations[k] = to_rle(mask, size)
-            masks.append(self.segmentations[k])
-        self._check_read(read)
-        return masks
-
-    def _check_read(self, objects: list[tuple[int, list[int]]]) -> None:
-        """Raise DataError for an object whose mask, an RLE of the file, has not the image's size.
-
-        Args:
-            objects: each with height and width of the image.
-        """
-        counts = [self.segmentations[k]["counts"] for k, _ in objects]
-        counts = [c.encode() if isinstance(c, str) else c for c in counts]
-        covered = pixels_covered(counts).tolist()
-        for (k, size), text, pixels in zip(objects, counts, covered, strict=True):
-            mask = self.segmentations[k]
-            if list(mask["size"]) != size or pixels != size[0] * size[1]:
-                raise DataError(
-                    f"annotation {self.annotation_ids[k]} has a mask of size {list(mask['size'])} "
-                    f"whose runs cover {pixels} pixels; its image has height and width {size}"
-                )
-            # So that it is checked once.
-            self.segmentations[k] = {**mask, "counts": text}
+        objects = objects.tolist()
+        new = [k for k in objects if not _is_read(self.segmentations[k])]
+        found = _read_masks(
+            [self.segmentations[k] for k in new],
+            self.image_sizes[self.gt_image[np.array(new, dtype=np.int64)]].tolist(),
+            [self.annotation_ids[k] for k in new],
+        )
+        for k, rle in zip(new, found, strict=True):
+            self.segmentations[k] = rle
+        return [self.segmentations[k] for k in objects]
 
     def check_masks(self) -> None:
-        """Raise DataError, naming the first, if an object has no mask."""
+        """Raise AnnotationError, naming the first, if an object has no mask."""
         without = [k for k, s in enumerate(self.segmentations) if s is None]
         if without:
             self.rles(np.array(without[:1]))
@@ -184,7 +168,9 @@ def load_ground_truth(
 
     Raises:
         MissingFileError: no such file.
-        DataError: not JSON, or not what :func:`prepare_ground_truth` accepts.
+        ValueError: `category_ids` has an id twice.
+        DataError: not JSON, or not what :func:`prepare_ground_truth` accepts; the message names
+            the file.
     """
     path = _local_path(os.fspath(json_file))
     if not os.path.isfile(path):
@@ -217,21 +203,26 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = Non
     A file without `neg_category_ids` and `not_exhaustive_category_ids` (COCO format) is taken
     as annotated exhaustively: every class that an image lacks is a negative there. Crowds
     (`iscrowd`) are left out, for LVIS has none; a detection on one counts as any other. An
-    annotation without `area` gets that of its mask, or of its box if it has no mask. Objects of
-    area 0 are left out, as by LVISEval. Categories that are not in `category_ids` take no part.
+    annotation without `area`, or with null, gets that of its mask, or of its box if it has no mask.
+    Objects whose area is not above 0 and finite are left out, as by LVISEval. Categories that are
+    not in `category_ids` take no part. Ids of annotations are used in messages alone: they may be
+    missing, or the same twice. There are groups if all categories that take part have a
+    `frequency`.
 
     Args:
         dataset: the content of the file; it is not modified, and masks are shared with it.
         category_ids: (C,) category id of each class. None: all, in ascending order.
 
     Raises:
-        DataError: a category is missing, or an image or annotation cannot be used.
+        ValueError: `category_ids` has an id twice.
+        DataError: a category is missing or in the file twice, or a category, image or annotation
+            cannot be used.
     """
     if not isinstance(dataset, dict) or not {"images", "categories"} <= set(dataset):
         raise DataError("an annotation file needs 'images' and 'categories'")
     with gc_paused():
-        categories = _select_categories(dataset["categories"], category_ids)
-        images = sorted(dataset["images"], key=_image_id)
+        categories = _select_categories(_objects(dataset, "categories"), category_ids)
+        images = sorted(_objects(dataset, "images"), key=_image_id)
         image_ids = _integers([image["id"] for image in images], "image ids")
         if (np.diff(image_ids) == 0).any():
             again = image_ids[1:][np.diff(image_ids) == 0][0]
@@ -240,7 +231,7 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = Non
         classes = np.array([c["id"] for c in categories], dtype=np.int64)
         lists = [_listed_pairs(images, key, classes, federated) for key in _LISTS]
         sizes = _image_sizes(images)
-        annotations = dataset.get("annotations", ())
+        annotations = _objects(dataset, "annotations") if "annotations" in dataset else []
         objects, notes = _prepare_annotations(annotations, image_ids, sizes, classes)
     others = len(dataset["categories"]) - len(categories)
     if others:
@@ -251,14 +242,33 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = Non
             "exhaustively, every class that an image lacks is a negative there"
         )
     groups = _frequency_groups(categories)
+    if groups is None:
+        notes += _frequency_notes(categories)
     return GroundTruth(
         image_ids, sizes, categories, federated, *lists, **objects, groups=groups, notes=notes
     )
 
 
+def _objects(dataset: dict, key: str) -> list[dict]:
+    """The list of objects under `key`."""
+    entries = dataset[key]
+    if not isinstance(entries, (list, tuple)):
+        raise DataError(f"{key!r} must be a list, got {entries!r:.60}")
+    if set(map(type, entries)) - {dict}:
+        place = next(i for i, entry in enumerate(entries) if not isinstance(entry, dict))
+        raise DataError(f"{key!r} must hold objects, entry {place} is {entries[place]!r:.60}")
+    return entries
+
+
 def _select_categories(categories: list[dict], category_ids: Sequence[int] | None) -> list[dict]:
-    _integers([c.get("id") for c in categories], "category ids")
-    by_id = {c["id"]: c for c in categories}
+    ids = _integers([c.get("id") for c in categories], "category ids").tolist()
+    by_id = dict(zip(ids, categories, strict=True))
+    if len(by_id) < len(ids):
+        again = Counter(ids).most_common(1)[0][0]
+        raise DataError(f"category {again} is in the file more than once")
+    if category_ids is not None and len(set(category_ids)) < len(category_ids):
+        again = Counter(category_ids).most_common(1)[0][0]
+        raise ValueError(f"category_ids has {again} more than once")
     if category_ids is None:
         return [by_id[i] for i in sorted(by_id)]
     missing = [i for i in category_ids if i not in by_id]
@@ -273,6 +283,19 @@ def _select_categories(categories: list[dict], category_ids: Sequence[int] | Non
 def _frequency_groups(categories: list[dict]) -> list[str] | None:
     groups = [c.get("frequency") for c in categories]
     return groups if all(g in GROUPS for g in groups) else None
+
+
+def _frequency_notes(categories: list[dict]) -> list[str]:
+    """A note if only some categories have a frequency."""
+    lacking = [c for c in categories if c.get("frequency") not in GROUPS]
+    if len(lacking) == len(categories):
+        return []
+    first = lacking[0]
+    return [
+        f"{len(lacking)} of {len(categories)} categories have no 'frequency' of "
+        f"{', '.join(GROUPS)}, so there are no groups; the first is category {first['id']} with "
+        f"{first.get('frequency')!r:.60}"
+    ]
 
 
 def _image_id(image: dict) -> int:
@@ -297,8 +320,10 @@ def _integers(values: list, what: str) -> np.ndarray:
 def _image_sizes(images: list[dict]) -> np.ndarray:
     for key in ("height", "width"):
         for image in images:
-            if key not in image:
-                raise DataError(f"image {image['id']} has no '{key}'")
+            size = image.get(key)
+            if type(size) is not int or not 0 < size < 1 << 31:
+                has = f"the {key} {size!r:.60}" if key in image else f"no {key!r}"
+                raise DataError(f"image {image['id']} has {has}; it must be a whole number above 0")
     sizes = [[image["height"], image["width"]] for image in images]
     return np.array(sizes, dtype=np.int32).reshape(-1, 2)
 
@@ -312,6 +337,9 @@ def _listed_pairs(images: list[dict], key: str, classes: np.ndarray, federated: 
     except KeyError:
         lacking = next(image["id"] for image in images if key not in image)
         raise DataError(f"image {lacking} has no '{key}' while others have") from None
+    for image, ids in zip(images, lists, strict=True):
+        if not isinstance(ids, (list, tuple)):
+            raise DataError(f"image {image['id']} has the {key!r} {ids!r:.60}, which is no list")
     of = np.repeat(np.arange(len(images)), list(map(len, lists)))
     category = positions(_integers(list(chain.from_iterable(lists)), f"'{key}'"), classes)
     known = category >= 0
@@ -331,14 +359,15 @@ def _prepare_annotations(
     own = [annotations[i] for i in rows.tolist()]
     boxes = _annotation_boxes(own)
     masks = [ann.get("segmentation") or None for ann in own]
-    without = [k for k, ann in enumerate(own) if "area" not in ann]
+    areas = _annotation_areas(own)
+    without = np.array([k for k, ann in enumerate(own) if ann.get("area") is None], dtype=np.int64)
     left_out["annotations have no area; it is computed"] = len(without)
-    areas = np.array([ann.get("area", 0.0) for ann in own], dtype=np.float64)
-    for k in without:
-        areas[k] = _area(masks[k], boxes[k], sizes[image[rows[k]]].tolist())
+    areas[without] = _computed_areas([own[k] for k in without], sizes[image[rows[without]]])
     ignore = np.array([bool(ann.get("ignore")) for ann in own], dtype=bool)
     # The range of `LVIS.get_ann_ids`; it leaves out an area that is not a number as well.
     counted = (areas > 0) & (areas < np.inf)
+    dropped = len(areas) - np.count_nonzero(counted)
+    left_out["annotations have an area of 0, below 0 or not finite and are left out"] = dropped
     order = np.lexsort((image[rows], category[rows]))
     order = order[counted[order]]
     columns = {
@@ -391,27 +420,111 @@ def _annotation_boxes(annotations: list[dict]) -> np.ndarray:
     raise AssertionError("no box has a fault")
 
 
-def _area(mask, box: np.ndarray, size: list[int]) -> float:
-    """Square pixels of the mask, or of the box where there is no mask."""
-    if mask is not None:
-        return float(mask_utils.area(to_rle(mask, size)))
-    return float(box[2] * box[3])
+def _annotation_areas(annotations: list[dict]) -> np.ndarray:
+    """(G,) float64, NaN where an annotation has none."""
+    areas = [ann.get("area") for ann in annotations]
+    for kind in set(map(type, areas)):
+        if kind is bool or not issubclass(kind, (numbers.Real, type(None))):
+            ann = next(ann for ann in annotations if type(ann.get("area")) is kind)
+            raise DataError(
+                f"annotation {ann.get('id')} has the area {ann['area']!r:.60}, not a number"
+            )
+    try:
+        return np.array([np.nan if a is None else a for a in areas], dtype=np.float64)
+    except OverflowError as e:
+        raise DataError(f"an annotation has an area beyond the range of float64: {e}") from e
+
+
+def _computed_areas(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
+    """(G,) square pixels of the masks, or of the boxes where there is no mask.
+
+    Args:
+        annotations: G annotations, whose boxes are fine.
+        sizes: (G, 2) height and width of their images.
+    """
+    areas = np.array([float(a["bbox"][2]) * float(a["bbox"][3]) for a in annotations])
+    masked = [k for k, ann in enumerate(annotations) if ann.get("segmentation")]
+    masks = [annotations[k]["segmentation"] for k in masked]
+    ids = [annotations[k].get("id") for k in masked]
+    rles = _read_masks(masks, sizes[masked].tolist(), ids)
+    areas[masked] = mask_utils.area(rles) if rles else 0.0
+    return areas
+
+
+def _is_read(mask) -> bool:
+    """Whether it is of `_read_masks`: counts in a file are text or a list."""
+    return isinstance(mask, dict) and isinstance(mask.get("counts"), bytes)
+
+
+def _read_masks(masks: list, sizes: list[list[int]], annotation_ids: list) -> list[dict]:
+    """Masks of an annotation file as RLE whose counts are bytes.
+
+    Args:
+        masks: polygons or RLE, also uncompressed; None: none.
+        sizes: height and width of the image of each.
+        annotation_ids: of each, for messages.
+
+    Raises:
+        AnnotationError: one is none of these, or an RLE that has not the size of its image.
+    """
+    rles = []
+    for mask, size, number in zip(masks, sizes, annotation_ids, strict=True):
+        if mask is None:
+            raise AnnotationError(f"annotation {number} has no mask; evaluate boxes only")
+        try:
+            rles.append(to_rle(mask, size))
+        # pycocotools raises Exception itself.
+        except Exception as e:
+            raise AnnotationError(
+                f"annotation {number} has the segmentation {mask!r:.60}, which is neither polygons "
+                f"nor an RLE: {e!r:.100}"
+            ) from e
+    given = [k for k, mask in enumerate(masks) if isinstance(mask, dict)]
+    counts = [rles[k]["counts"] for k in given]
+    ends = np.cumsum([0, *map(len, counts)])
+    broken = first_broken_text(np.frombuffer(b"".join(counts), dtype=np.uint8), ends)
+    if broken is not None:
+        raise AnnotationError(
+            f"annotation {annotation_ids[given[broken]]} has a mask whose counts are not run "
+            f"lengths as pycocotools codes them: {counts[broken]!r:.60}"
+        )
+    for k, pixels in zip(given, pixels_covered(counts).tolist(), strict=True):
+        size = list(rles[k]["size"])
+        if size != sizes[k] or pixels != sizes[k][0] * sizes[k][1]:
+            raise AnnotationError(
+                f"annotation {annotation_ids[k]} has a mask of size {size} "
+                f"whose runs cover {pixels} pixels; its image has height and width {sizes[k]}"
+            )
+        # 130.0, which pycocotools does not take, is equal to 130.
+        rles[k]["size"] = sizes[k]
+    return rles
 
 
 def to_rle(segmentation, size: Sequence[int]) -> dict:
-    """Compressed RLE of polygons, of an uncompressed RLE or of an RLE.
+    """RLE, with counts as bytes, of polygons, of an uncompressed RLE or of an RLE.
 
     Args:
         segmentation: as in an annotation file.
         size: height and width of the image.
     """
     if isinstance(segmentation, list):
+        # pycocotools looks at the first one alone; with 4 numbers that is a box, as for LVISEval.
+        lengths = set(map(len, segmentation))
+        if min(lengths) < 4 or any(n % 2 for n in lengths):
+            raise ValueError("a polygon is x, y of each corner")
+        for polygon in segmentation:
+            if not (
+                -_FARTHEST < min(polygon) and max(polygon) < _FARTHEST and sum(polygon) < np.inf
+            ):
+                raise ValueError("a coordinate is not finite or too far outside")
         polygons = mask_utils.frPyObjects(segmentation, *size)
         # Merging takes as long again, and a union of one polygon is that polygon.
         return polygons[0] if len(polygons) == 1 else mask_utils.merge(polygons)
-    if isinstance(segmentation["counts"], list):
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
         return mask_utils.frPyObjects(segmentation, *size)
-    return segmentation
+    counts = counts.encode("ascii") if isinstance(counts, str) else bytes(memoryview(counts))
+    return {"size": list(segmentation["size"]), "counts": counts}
 
 
 def positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

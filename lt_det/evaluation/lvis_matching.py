@@ -351,8 +351,9 @@ def _check_mask_sizes(gt: GroundTruth, predictions: Predictions, candidates: Can
         height, width = gt.image_sizes[candidates.image[k]]
         mask_height, mask_width = predictions.mask_sizes[row[k]]
         raise DataError(
-            f"image {predictions.image_ids[row[k]]} is {height} x {width} (height x width) in the "
-            f"annotation file, a predicted mask {mask_height} x {mask_width} (prediction {row[k]})"
+            f"prediction {row[k]}, of image {predictions.image_ids[row[k]]}, has a mask of "
+            f"{mask_height} x {mask_width} (height x width); in the annotation file the image is "
+            f"{height} x {width}"
         )
 
 

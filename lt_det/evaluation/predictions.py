@@ -348,7 +348,7 @@ def _fault(p, with_box: bool, with_mask: bool) -> str | None:
     checks = {
         "image_id": (_check_id, "a whole number of at most 64 bits"),
         "category_id": (_check_id, "a whole number of at most 64 bits"),
-        "score": (_check_score, "a number"),
+        "score": (_is_real, "a number in the range of float64"),
         "bbox": (_check_box, "four numbers: x, y, width, height"),
         "segmentation": (_check_mask, "an RLE, {'size': [height, width], 'counts': ...}"),
     }
@@ -362,13 +362,9 @@ def _check_id(value) -> bool:
     return _is_number(value, numbers.Integral) and -(1 << 63) <= value < 1 << 63
 
 
-def _check_score(value) -> bool:
-    return _is_number(value, numbers.Real)
-
-
 def _check_box(value) -> bool:
     try:
-        return len(value) == 4 and all(_is_number(v, numbers.Real) for v in value)
+        return len(value) == 4 and all(map(_is_real, value))
     except TypeError:
         return False
 
@@ -382,6 +378,13 @@ def _check_mask(value) -> bool:
 
 def _is_number(value, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_real(value) -> bool:
+    try:
+        return _is_number(value, numbers.Real) and float(value) is not None
+    except OverflowError:
+        return False
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -402,6 +405,10 @@ def _load(path: str) -> Predictions:
         raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(found) or 'none'}")
     names = (*_COLUMNS, "boxes", *_MASK_COLUMNS)
     predictions = Predictions(**{name: found[name] for name in names if name in found})
+    if not predictions.tasks and predictions.image_ids.size:
+        raise DataError(
+            f"{path} has neither boxes ('boxes') nor masks ({', '.join(_MASK_COLUMNS)})"
+        )
     try:
         _check_columns(predictions)
     except DataError as e:

@@ -494,8 +494,10 @@ def format_rows(
 
     Returns:
         The table; "-" where no record has the metric. It has a column for the data set if there
-        are several, one for the epoch ("last" or "best on <split>") if a record states it, and
-        one for the number of runs if a row has several.
+        are several, one for the protocol if records of one task differ in the rules or limits of
+        detections, or those of one data set in anything else of it, one for the epoch ("last" or
+        "best on <split>") if a record states it, and one for the number of runs if a row has
+        several.
 
     Raises:
         ValueError: no record.
@@ -508,12 +510,16 @@ def format_rows(
         _check_comparable(label, runs)
     columns = list(columns or _default_columns(records))
     several_sets = len({r["dataset"] for r in records}) > 1
+    protocols = _protocol_words([runs[0] for _, runs in rows])
+    several_protocols = any(protocols)
     stated = any(selection(r) for r in records)
     several_runs = any(len(runs) > 1 for _, runs in rows)
-    head = ["run", *["data set"] * several_sets, *["epoch"] * stated, *["runs"] * several_runs]
+    head = ["run", *["data set"] * several_sets, *["protocol"] * several_protocols]
+    head += [*["epoch"] * stated, *["runs"] * several_runs]
     lines = [head + [column_title(c) for c in columns]]
-    for label, runs in rows:
+    for (label, runs), protocol in zip(rows, protocols, strict=True):
         start = [label, *[runs[0]["dataset"]] * several_sets]
+        start += [protocol or "-"] * several_protocols
         start += [*[selection(runs[0]) or "-"] * stated, *[str(len(runs))] * several_runs]
         cells = [mean_and_spread([metric(r, c) for r in runs], digits) for c in columns]
         if intervals and len(runs) == 1:
@@ -521,6 +527,50 @@ def format_rows(
             cells = [_with_ends(*own, digits) for own in zip(cells, ends, strict=True)]
         lines.append(start + cells)
     return markdown(lines, left=len(head) - several_runs)
+
+
+# Entry of a protocol -> what records share where a difference in it is told. The others, such as
+# the number of images, are told of one data set: between two of them they differ by nature.
+_TOLD_WITHIN = {
+    "rules": (),
+    "max_detections": ("rules",),
+    "max_detections_per_class": ("rules",),
+    "images_hash": ("dataset", "images"),
+}
+_ENTRY_WORDS = {
+    "max_detections": "{} detections an image",
+    "max_detections_per_class": "{} detections a class",
+    "images": "{} images",
+    "images_hash": "list {}",
+}
+
+
+def _protocol_words(records: Sequence[Mapping]) -> list[str]:
+    """What each protocol has that others of the task have not, in short; "" if there is nothing."""
+    known = [{**r["protocol"], "dataset": r["dataset"], "task": r["task"]} for r in records]
+    keys = [k for p in known for k in p if k not in ("dataset", "task")]
+    words: list[list[str]] = [[] for _ in records]
+    for key in dict.fromkeys([*_TOLD_WITHIN, *keys]):
+        values: dict = {}
+        within = [(p["task"], *map(p.get, _TOLD_WITHIN.get(key, ("dataset",)))) for p in known]
+        for place, protocol in zip(within, known, strict=True):
+            values.setdefault(place, set()).add(json.dumps(protocol.get(key)))
+        for place, protocol, own in zip(within, known, words, strict=True):
+            if len(values[place]) > 1:
+                own += _entry_words(key, protocol.get(key))
+    return [", ".join(own) for own in words]
+
+
+def _entry_words(key: str, value) -> list[str]:
+    """An entry of a protocol in short; nothing where there is no value and that says nothing."""
+    if value is None:
+        return {"max_detections": ["all detections"], "images_hash": ["no list"]}.get(key, [])
+    if key == "rules":
+        # "fixed AP" of "lvis, fixed AP".
+        return [str(value).rsplit(", ", 1)[-1]]
+    if key == "federated":
+        return ["federated" if value else "exhaustive"]
+    return [_ENTRY_WORDS.get(key, f"{key.replace('_', ' ')}: {{}}").format(value)]
 
 
 def per_class_table(records: Sequence[Mapping], digits: int = 1) -> str:

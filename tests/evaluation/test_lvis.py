@@ -616,7 +616,8 @@ def test_mask_of_another_size_than_its_image_is_an_error(tmp_path):
     evaluator = make_evaluator(tmp_path, one_object())
     out = instances([(0, BOX, 0.9)], size=SIZE // 2)
     evaluator.process([{"image_id": 1}], [{"instances": out}])
-    with pytest.raises(DataError, match="image 1 is 200 x 200 .* mask 100 x 100"):
+    message = "prediction 0, of image 1, has a mask of 100 x 100 .* the image is 200 x 200"
+    with pytest.raises(DataError, match=message):
         evaluator.evaluate()
 
 

@@ -1,5 +1,6 @@
 """Matches, and the parts that find them, against naive versions."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -341,6 +342,9 @@ def test_of_an_image_list_other_images_of_the_file_are_left_out_and_unknown_ones
         ({"tasks": ["segm"]}, "the predictions have no masks"),
         ({"protocol": "fixed"}, "unknown protocol 'fixed'; there are standard, fixed_ap"),
         ({"max_detections": 0}, "max_detections must be at least 1"),
+        ({"max_detections": 1.5}, "max_detections must be .* a whole number.* got 1.5"),
+        ({"max_detections": True}, "max_detections must be .* a whole number.* got True"),
+        ({"category_ids": [1, 2, 1]}, "category_ids has 1 more than once"),
         ({"groups": ["r"]}, "1 groups for 2 classes"),
         ({"class_names": ["a"]}, "1 class_names for 2 classes"),
     ],
@@ -348,6 +352,12 @@ def test_of_an_image_list_other_images_of_the_file_are_left_out_and_unknown_ones
 def test_arguments_that_do_not_fit_say_so(kwargs, message):
     with pytest.raises(ValueError, match=message):
         evaluate_lvis(simple_set(), [prediction(1, 1, 0.5)], **kwargs)
+
+
+def test_classes_are_not_chosen_of_ground_truth_that_was_read():
+    gt = prepare_ground_truth(simple_set())
+    with pytest.raises(ValueError, match="category_ids is for ground truth that is read here"):
+        evaluate_lvis(gt, [prediction(1, 1, 0.5)], category_ids=[1, 2])
 
 
 def test_no_predictions_give_0_in_both_tasks_where_there_is_ground_truth():
@@ -377,12 +387,129 @@ def test_masks_of_the_ground_truth_become_rle_once_and_the_content_of_the_file_s
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\], not 4 numbers"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "not 4 numbers"),
         (lambda d: d["annotations"][0].update(category_id="1"), "category ids of ann.* '1'"),
+        (lambda d: d["categories"].append(d["categories"][0]), "category .* more than once"),
+        (lambda d: d["images"][0].update(height=None), "image .* has the height None"),
+        (lambda d: d["images"][0].update(height="130"), "image .* has the height '130'"),
+        (lambda d: d["images"][0].update(width=0), "image .* has the width 0; .* above 0"),
+        (lambda d: d["images"][0].pop("width"), "image .* has no 'width'"),
+        (
+            lambda d: d["images"][0].update(neg_category_ids=None),
+            "'neg_category_ids' None, .* list",
+        ),
+        (
+            lambda d: d["annotations"][0].update(area="9"),
+            "annotation 1 has the area '9', not a num",
+        ),
+        (lambda d: d["annotations"][0].update(area=True), "annotation 1 has the area True"),
+        (lambda d: d["annotations"][0].update(area=10**400), "area beyond the range of float64"),
+        (lambda d: d["annotations"].append(5), "'annotations' must hold objects, entry .* is 5"),
+        (lambda d: d.update(annotations=None), "'annotations' must be a list, got None"),
+        (lambda d: d.update(images={}), "'images' must be a list, got {}"),
+        (lambda d: d.update(images=[1]), "'images' must hold objects, entry 0 is 1"),
+        (lambda d: d.update(categories=[1]), "'categories' must hold objects, entry 0 is 1"),
     ],
 )
 def test_annotation_files_that_cannot_be_used(change, message):
     dataset, predictions = random_set(SEEDS[0])
+    dataset["annotations"].sort(key=lambda annotation: annotation["id"])
     change(dataset)
     with pytest.raises(DataError, match=message):
+        evaluate_lvis(dataset, predictions)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        "abc",
+        7,
+        [[1, 2]],
+        [1, 2, 3, 4, 5, 6],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, 3, 4, 5, 6], [1, 2]],
+        [[1, 2, 3, 4, 5, "a"]],
+        [[1, 2, 3, 4, 5, None]],
+        [[1, 2, 3, 4, 5, float("nan")]],
+        [[1, 2, 3, 4, 5, 1e15]],
+        {"size": [130, 130]},
+        {"counts": "04"},
+        {"size": [130, 130], "counts": None},
+        {"size": [130, 130], "counts": ["a"]},
+        {"size": [130, 130], "counts": "\xe9"},
+    ],
+)
+def test_annotations_whose_segmentation_is_none_are_named(tmp_path, segmentation):
+    dataset, predictions = masked(lambda m: m)
+    dataset["annotations"][0]["segmentation"] = segmentation
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(dataset))
+    message = "gt.json: annotation 5 has the segmentation .* neither polygons nor an RLE"
+    with pytest.raises(DataError, match=message):
+        evaluate_lvis(path, predictions, ["segm"])
+    assert evaluate_lvis(path, predictions, ["bbox"]).metrics["bbox"]["AP"] == 0
+    # The area is then that of the mask, in both tasks.
+    del dataset["annotations"][0]["area"]
+    path.write_text(json.dumps(dataset))
+    with pytest.raises(DataError, match=message):
+        evaluate_lvis(path, predictions, ["bbox"])
+
+
+def test_an_area_of_null_is_none_and_other_areas_that_leave_objects_out_are_counted():
+    dataset, _ = masked(lambda m: m)
+    (annotation,) = dataset["annotations"]
+    own = [dict(annotation, id=k, area=None) for k in range(6)]
+    del own[1]["area"]
+    own[2]["segmentation"] = None
+    for k, area in zip((3, 4, 5), (0, float("nan"), -1.0), strict=True):
+        own[k]["area"] = area
+    gt = prepare_ground_truth({**dataset, "annotations": own})
+    pixels = int(mask_utils.area(annotation["segmentation"]))
+    assert pixels != 1600
+    assert gt.areas.tolist() == [pixels, pixels, 1600.0]
+    assert gt.notes == [
+        "3 annotations have no area; it is computed",
+        "3 annotations have an area of 0, below 0 or not finite and are left out",
+    ]
+
+
+def test_groups_that_only_some_categories_have_are_noted(caplog):
+    caplog.set_level("INFO")
+    dataset, predictions = masked(lambda m: m)
+    assert prepare_ground_truth(dataset).notes == []
+    dataset["categories"][1]["frequency"] = "x"
+    assert prepare_ground_truth(dataset).groups is None
+    assert evaluate_lvis(dataset, predictions).groups is None
+    assert "1 of 2 categories have no 'frequency' of r, c, f" in caplog.text
+    assert "the first is category 2 with 'x'" in caplog.text
+    for category in dataset["categories"]:
+        del category["frequency"]
+    assert prepare_ground_truth(dataset).notes == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 7}, "prediction 1 is for image 7"),
+        ({"category_id": 7}, "prediction 1, of image 1, has category id 7"),
+        ({"bbox": [0, 0, -1, 1]}, "prediction 1, of image 1, has a box of negative size"),
+        ({"segmentation": encode([1, 1, 5, 5], 9)}, "prediction 1, .* 9 x 9 .* 130 x 130"),
+        (
+            {
+                "segmentation": {
+                    "size": [130, 130],
+                    "counts": [1310, *[40, 90] * 40],
+                }
+            },
+            "prediction 1, of image 1, .* runs cover",
+        ),
+    ],
+)
+def test_what_does_not_fit_names_the_file_of_the_predictions(tmp_path, change, message):
+    dataset, predictions = masked(lambda m: m)
+    predictions[1].update(change)
+    Predictions.from_results(predictions).save(tmp_path / "p.npz")
+    with pytest.raises(DataError, match=rf"p\.npz: {message}"):
+        evaluate_lvis(dataset, tmp_path / "p.npz")
+    with pytest.raises(DataError, match=f"^{message}"):
         evaluate_lvis(dataset, predictions)
 
 
@@ -452,6 +579,16 @@ def test_masks_of_the_file_with_broken_runs_are_errors():
         annotation["segmentation"] = change(annotation["segmentation"])
         with pytest.raises(DataError, match=r"annotation 5 has a mask of size \[130, 13[01]\]"):
             evaluate_lvis(dataset, predictions, ["segm"])
+    dataset, predictions = masked(lambda m: m)
+    mask = dataset["annotations"][0]["segmentation"]
+    dataset["annotations"][0]["segmentation"] = {**mask, "size": [130.0, 130.0]}
+    assert evaluate_lvis(dataset, predictions, ["segm"]).metrics["segm"]["AP50"] > 99.99
+    # pycocotools would read beyond the text: its runs cover the image, but "o" says that more come.
+    dataset, predictions = masked(lambda m: m)
+    mask = dataset["annotations"][0]["segmentation"]
+    dataset["annotations"][0]["segmentation"] = {**mask, "counts": mask["counts"] + "o"}
+    with pytest.raises(DataError, match="annotation 5 has a mask whose counts are not run lengths"):
+        evaluate_lvis(dataset, predictions, ["segm"])
 
 
 def test_no_predictions_need_no_masks_in_the_file():

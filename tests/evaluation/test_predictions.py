@@ -1,6 +1,7 @@
 """Columns of predictions: from and to the results format, files, and what is wrong in them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -166,6 +167,16 @@ def test_column_files_of_another_form_are_refused(tmp_path, change, message):
         read_predictions(tmp_path / "p.npz")
 
 
+def test_column_files_without_boxes_and_masks_are_refused_unless_they_have_no_rows(tmp_path):
+    columns = Predictions.from_results(results(5, masks=False))
+    replace(columns, boxes=None).save(tmp_path / "p.npz")
+    with pytest.raises(DataError, match=r"p\.npz has neither boxes .* nor masks"):
+        read_predictions(tmp_path / "p.npz")
+    Predictions.from_results([]).save(tmp_path / "p.npz")
+    columns.save(tmp_path / "q.npz")
+    assert next(read_predictions(tmp_path).results()) == results(5, masks=False)
+
+
 def test_files_that_were_cut_off_are_named(tmp_path):
     columns = Predictions.from_results(results(100))
     columns.save(tmp_path / "p.npz")
@@ -195,6 +206,8 @@ def _set(key, value):
         (_set("score", "0.5"), "'score' '0.5', which is not a number"),
         (_set("score", False), "'score' False"),
         (_set("score", None), "'score' None"),
+        (_set("score", 10**400), "'score' 1000.*, which is not a number in the range of float64"),
+        (_set("bbox", [1, 2, 3, 10**400]), "'bbox' .*, which is not four numbers"),
         (_set("bbox", [1, 2, 3]), r"'bbox' \[1, 2, 3\], which is not four numbers"),
         (_set("bbox", [1, 2, 3, "4"]), "'bbox'"),
         (_set("bbox", [1, 2, 3, True]), "'bbox'"),

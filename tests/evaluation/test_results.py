@@ -340,6 +340,49 @@ def test_intervals_stand_behind_the_value_of_a_single_run():
     assert "[" not in format_rows(rows, columns)
 
 
+LVIS = {"rules": "lvis", "max_detections": 300, "federated": True, "images": 9}
+FIXED = {**LVIS, "rules": "lvis, fixed AP", "max_detections": None}
+FIXED["max_detections_per_class"] = 10_000
+
+
+@pytest.mark.parametrize(
+    ("protocols", "words"),
+    [
+        ([LVIS, FIXED], ["lvis", "fixed AP"]),
+        ([LVIS, {**LVIS, "max_detections": 100}], ["300 detections an image", "100 det.*"]),
+        ([LVIS, {**LVIS, "max_detections": None}], ["300 detections an image", "all detections"]),
+        ([FIXED, {**FIXED, "max_detections_per_class": 9}], ["10000 detections a class", "9 .*"]),
+        ([LVIS, {**FIXED, "images": 5}], ["lvis, 9 images", "fixed AP, 5 images"]),
+        (
+            [{**LVIS, "images_hash": h} for h in ("a1", "b2")] + [LVIS],
+            ["list a1", "list b2", "no list"],
+        ),
+        ([LVIS, {**LVIS, "federated": False}], ["federated", "exhaustive"]),
+        ([LVIS, {**LVIS, "groups": "given"}], ["-", "groups: given"]),
+        # Differences of one row with any other are told in all rows.
+        ([LVIS, LVIS, FIXED], ["lvis", "lvis", "fixed AP"]),
+    ],
+)
+def test_rows_of_other_protocols_say_how_they_differ(protocols, words):
+    rows = [(str(k), [record(protocol=p)]) for k, p in enumerate(protocols)]
+    table = cells(format_rows(rows, ["bbox/AP"]))
+    assert table[0] == ["run", "protocol", "box AP"]
+    assert len(table) == 2 + len(words)
+    for row, expected in zip(table[2:], words, strict=True):
+        assert re.fullmatch(expected, row[1]), row
+
+
+def test_protocols_of_two_data_sets_differ_in_rules_alone_and_those_of_two_tasks_in_nothing():
+    other = {**LVIS, "images": 5, "federated": False, "images_hash": "a1"}
+    rows = [("A", [record(protocol=LVIS)]), ("B", [record(protocol=other, dataset="b")])]
+    rows.append(("C", [class_record()]))
+    assert cells(format_rows(rows))[0][:3] == ["run", "data set", "box AP"]
+    rows[1] = ("B", [record(protocol={**other, "rules": "lvis, fixed AP"}, dataset="b")])
+    table = cells(format_rows(rows))
+    assert table[0][:3] == ["run", "data set", "protocol"]
+    assert [row[2] for row in table[2:]] == ["lvis", "fixed AP", "-"]
+
+
 def test_runs_that_cannot_be_compared_are_not_averaged():
     other = record(protocol={"rules": "lvis", "max_detections": 100})
     with pytest.raises(DataError, match="'A'.*protocol.*300.*100"):

@@ -71,13 +71,14 @@ def test_columns_give_what_their_json_gives(files, tmp_path, capsys, form):
     assert capsys.readouterr().out == expected
 
 
-@pytest.mark.parametrize("form", ["ids.json", "file.json", "ids.txt"])
+@pytest.mark.parametrize("form", ["ids.json", "file.json", "objects.json", "ids.txt"])
 def test_an_image_list_in_each_form(files, tmp_path, capsys, form):
     gt, pred, dataset, predictions = files
     ids = [image["id"] for image in dataset["images"]][:1]
     content = {
         "ids.json": json.dumps(ids),
         "file.json": json.dumps({"images": [{"id": i} for i in ids]}),
+        "objects.json": json.dumps([{"id": i} for i in ids]),
         "ids.txt": "".join(f"{i}\n" for i in ids) + "\n",
     }[form]
     (tmp_path / form).write_text(content)
@@ -101,6 +102,55 @@ def test_protocol_and_iou_type(files, tmp_path, capsys):
     assert record["dataset"] == "toy" and list(record["metrics"]) == ["segm"]
 
 
+def test_other_rules_and_images_do_not_replace_what_was_written(files, tmp_path):
+    gt, pred, dataset, _ = files
+    (tmp_path / "mini.txt").write_text(f"{dataset['images'][0]['id']}\n")
+    lists, rules = ["--images", tmp_path / "mini.txt"], ["--protocol", "fixed_ap"]
+    for more in ([], lists, rules, [*lists, *rules]):
+        assert run("--gt", gt, "--pred", pred, "-o", tmp_path / "out", *more) == 0
+    names = ["toy_val", "toy_val_fixed_ap", "toy_val_mini", "toy_val_mini_fixed_ap"]
+    found = sorted(p.name for p in (tmp_path / "out" / "results").iterdir())
+    assert found == [f"{name}.json" for name in names]
+    assert sorted(p.name for p in (tmp_path / "out" / "inference").iterdir()) == names
+    for name in names:
+        record = read_record(tmp_path / "out" / "results" / f"{name}.json")
+        assert record["dataset"] == name
+        assert ("fixed AP" in record["protocol"]["rules"]) == ("fixed_ap" in name)
+        assert ("images_hash" in record["protocol"]) == ("mini" in name)
+
+
+@pytest.mark.parametrize("name", ["../../a", "a/b", "a\\b", "", "..", "/a"])
+def test_names_that_are_no_file_names_are_refused(files, tmp_path, capsys, name):
+    gt, pred, *_ = files
+    with pytest.raises(SystemExit):
+        run("--gt", gt, "--pred", pred, "-o", tmp_path / "out", "--name", name)
+    assert "--name is the name of a file and a folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("l.json", b"5", "a list of image ids, .* got 5"),
+        ("l.json", b"null", "a list of image ids, .* got None"),
+        ("l.json", b'{"images": 5}', "a list of image ids, .* got {'images': 5}"),
+        ("l.json", b'{"images": [1]}', r"'images' must be a list of objects, got \[1\]"),
+        ("l.json", b'{"images": [{}]}', "whole numbers; got None"),
+        ("l.json", b"[]", "whole numbers; got nothing"),
+        ("l.json", b"[1.0]", "whole numbers; got 1.0"),
+        ("l.json", b"\xff\xfe", "not a JSON file"),
+        ("l.txt", b"\xff\xfe", "is not text: byte 0"),
+        ("l.txt", "²".encode(), "whole numbers; got '²'"),
+    ],
+)
+def test_lists_of_images_that_are_none_are_named(files, tmp_path, capsys, file, content, message):
+    gt, pred, *_ = files
+    (tmp_path / file).write_bytes(content)
+    assert run("--gt", gt, "--pred", pred, "--images", tmp_path / file) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(rf"error: .*{file}.*{message}", error), error
+
+
 def test_what_cannot_be_used_is_one_line_with_the_file(files, tmp_path, capsys):
     gt, pred, _, predictions = files
     cut = tmp_path / "cut.json"
@@ -110,7 +160,7 @@ def test_what_cannot_be_used_is_one_line_with_the_file(files, tmp_path, capsys):
     (tmp_path / "ids.json").write_text('[1, "2"]')
     cases = [
         (["--gt", gt, "--pred", cut], "cut.json is not a JSON file"),
-        (["--gt", gt, "--pred", other], "prediction 0 is for image 999"),
+        (["--gt", gt, "--pred", other], "other.json: prediction 0 is for image 999"),
         (["--gt", gt, "--pred", tmp_path / "none.json"], "none.json"),
         (["--gt", tmp_path / "none.json", "--pred", pred], "no annotation file"),
         (["--gt", gt, "--pred", pred, "--images", tmp_path / "ids.json"], "image ids.*got '2'"),
