@@ -207,8 +207,7 @@ def add_lt_config(cfg: CN) -> CN:
     cfg.SOLVER.LT.CLASSIFIER_LR_FACTOR = 1.0
 
     cfg.TEST.LT = CN()
-    # Resamples of the test images for the confidence intervals of a result; 0 = none. 1000 take
-    # 1 second for 1,000 images of LVIS and 15 for its validation set, for boxes and for masks.
+    # Resamples of the test images for the confidence intervals of a result; 0 = none.
     cfg.TEST.LT.BOOTSTRAP = 1000
     # Keep pooled features and classifier weights of an evaluation (image classification), for
     # tools/plot_classification.py.

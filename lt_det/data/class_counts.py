@@ -15,10 +15,10 @@ from detectron2.utils.file_io import PathManager
 
 from lt_det.data.datasets.catalog import dataset_info, find_source, get_records
 from lt_det.data.datasets.file_cache import cache_path, default_cache_dir, file_stamp
-from lt_det.data.datasets.lvis_format import parse_json
 from lt_det.data.records import as_records
 from lt_det.errors import ConfigError, DataError
 from lt_det.evaluation.groups import groups_from_counts
+from lt_det.evaluation.json_files import parse_json
 from lt_det.evaluation.results import atomic_file
 
 logger = logging.getLogger(__name__)

@@ -155,7 +155,7 @@ def bootstrap_groups(
     Args:
         images: what the test images contribute.
         groups: (C,) letters of `GROUPS`; None: there are no groups.
-        resamples: how many, at least 2. 1000 take about one second for 1,000 images of LVIS.
+        resamples: how many, at least 2.
         seed: of the resamples; the same seed draws the same images.
         confidence: of the interval, in (0, 1).
 

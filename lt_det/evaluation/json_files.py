@@ -33,28 +33,33 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: str):
-    """The value of a JSON file.
+def parse_json(raw: bytes, path: str):
+    """The value that the JSON text `raw` holds; `path` is for the message.
 
     Raises:
-        DataError: not JSON; the message names the file, the line and the character.
+        DataError: not JSON; the message names file, line, column and character.
     """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass  # NaN or Infinity, which `json` reads, or broken text, whose place `json` tells
+    try:
+        return json.loads(raw)
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not a JSON file: byte {e.start} is not text") from e
+    except json.JSONDecodeError as e:
+        raise DataError(
+            f"{path} is not a JSON file: {e.msg} at line {e.lineno} column {e.colno} "
+            f"(character {e.pos} of {len(e.doc)}). Is it cut off?"
+        ) from e
+
+
+def read_json(path: str):
+    """The value of a JSON file; raises as :func:`parse_json`."""
     with open(path, "rb") as f:
         raw = f.read()
     with gc_paused():
-        try:
-            return orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            pass  # NaN or Infinity, which `json` reads, or broken text, whose place `json` tells
-        try:
-            return json.loads(raw)
-        except UnicodeDecodeError as e:
-            raise DataError(f"{path} is not a JSON file: byte {e.start} is not text") from e
-        except json.JSONDecodeError as e:
-            raise DataError(
-                f"{path} is not a JSON file: {e.msg} at line {e.lineno} column {e.colno} "
-                f"(character {e.pos} of {len(e.doc)}). Is it cut off?"
-            ) from e
+        return parse_json(raw, path)
 
 
 def read_json_list(path: str, block_bytes: int = BLOCK_BYTES) -> Iterator[list]:

@@ -15,7 +15,7 @@ import pycocotools.mask as mask_utils
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.json_files import gc_paused, read_json
-from lt_det.evaluation.rle import first_broken_text, pixels_covered
+from lt_det.evaluation.run_lengths import first_broken_text, pixels_covered
 
 # The largest range of ids for which a table is kept; COCO's image ids are below 600,000.
 _TABLE_SIZE = 1 << 22

@@ -13,7 +13,7 @@ import numpy as np
 import pycocotools.mask as mask_utils
 
 from lt_det.errors import DataError
-from lt_det.evaluation.rle import pixels_covered
+from lt_det.evaluation.run_lengths import pixels_covered
 
 # Pairs, or masks, that are looked at together: their arrays stay in the cache of a processor.
 BLOCK = 1 << 15

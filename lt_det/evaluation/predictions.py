@@ -16,7 +16,7 @@ import pycocotools.mask as mask_utils
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.json_files import gc_paused
 from lt_det.evaluation.results import atomic_file
-from lt_det.evaluation.rle import first_broken_text
+from lt_det.evaluation.run_lengths import first_broken_text
 
 # Dicts that are read at once: few enough to stay in the cache of a processor between columns.
 BLOCK = 256

@@ -137,7 +137,7 @@ def make_chunks(matches: Matches, classes: np.ndarray, num_images: int) -> list[
 
 
 def _running(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """``operation.accumulate`` along the first axis, in place; for long rows 30 times as fast."""
+    """``operation.accumulate`` along the first axis, in place, by rows: for long rows."""
     for last, row in zip(values[:-1], values[1:], strict=True):
         operation(row, last, out=row)
     return values

@@ -160,7 +160,7 @@ def test_the_form_may_be_given(json_file):
 
 def test_an_empty_file_is_no_json(tmp_path):
     (tmp_path / "empty.json").touch()
-    with pytest.raises(DataError, match="empty.json: not valid JSON"):
+    with pytest.raises(DataError, match="empty.json is not a JSON file"):
         examine(tmp_path / "empty.json")
 
 

@@ -14,7 +14,7 @@ from lt_det.evaluation import lvis_overlaps as overlaps
 from lt_det.evaluation.lvis_ground_truth import positions, prepare_ground_truth
 from lt_det.evaluation.lvis_matching import _greedy, choose_candidates, match
 from lt_det.evaluation.lvis_metrics import RECALLS
-from lt_det.evaluation.rle import pixels_covered
+from lt_det.evaluation.run_lengths import pixels_covered
 from tests.evaluation.lvis_sets import encode, random_set
 
 SEEDS = [s for s in range(30) if len(random_set(s)[1]) > 8]

@@ -9,14 +9,9 @@ counted in one log line per kind, or an error that names file, image and annotat
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import json
 import logging
 import os
-from collections.abc import Iterator
 
-import orjson
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
@@ -27,6 +22,7 @@ from lt_det.data.datasets.columns import image_path
 from lt_det.data.datasets.paths import datasets_root
 from lt_det.data.records import ColumnRecords, ListRecords, Records
 from lt_det.errors import ConfigError, DataError, MissingFileError
+from lt_det.evaluation.json_files import gc_paused, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,39 +30,6 @@ FORMATS = ("lvis", "coco")
 
 
 # ---- reading ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _gc_paused() -> Iterator[None]:
-    """No garbage collection inside: walking millions of live objects doubles the load time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def parse_json(raw: bytes, path: str):
-    """The value that the JSON text `raw` holds; `path` is for the message.
-
-    Raises:
-        DataError: not JSON; the message names file, line, column and character.
-    """
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        pass  # NaN, which `json` reads, or broken text, whose place `json` tells
-    try:
-        return json.loads(raw)
-    except UnicodeDecodeError as e:
-        raise DataError(f"file {path}: not a text file, see byte {e.start}") from e
-    except json.JSONDecodeError as e:
-        raise DataError(
-            f"file {path}: not valid JSON at line {e.lineno} column {e.colno} "
-            f"(character {e.pos} of {len(e.doc)}): {e.msg}. Is it truncated?"
-        ) from e
 
 
 def _origin(path: str) -> str:
@@ -155,7 +118,7 @@ def class_list(
     local = _local_annotation_file(path, name)
     key = _file_key(local)
     if key not in _CLASS_LISTS:
-        with _gc_paused():
+        with gc_paused():
             opened = None
             if file_format is not None:
                 opened = _open(local, path, name, file_format, True, cache_dir)
@@ -370,7 +333,7 @@ def load_records(
     check_format(file_format, name)
     path, image_root = str(json_file), str(image_root)
     local = _local_annotation_file(path, name)
-    with _gc_paused():
+    with gc_paused():
         opened = _open(local, path, name, file_format, check, cache_dir)
         if opened is None:
             classes, records = _load_entries(
