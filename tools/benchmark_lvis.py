@@ -64,7 +64,8 @@ def write_set(folder: Path, num_images: int, seed: int = 0) -> None:
         own = _annotations(rng, image, objects, len(annotations))
         annotations.extend(own)
         # Columns at once: dicts of a large set would fill the memory.
-        detections.append(Predictions.from_results(_detections(rng, weights, image, objects)))
+        columns = Predictions.from_results(_detections(rng, weights, image, objects))
+        detections.append(columns.measured())
     frequency = np.repeat(["f", "c", "r"], [405, 461, 337]).tolist()
     categories = [
         {"id": k + 1, "name": f"class {k + 1}", "frequency": frequency[k]} for k in range(CLASSES)

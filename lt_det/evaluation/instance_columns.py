@@ -34,13 +34,14 @@ def instance_columns(
     classes = instances.pred_classes.numpy()
     _check_classes(classes, image_id, len(category_ids))
     number = len(boxes)
-    return Predictions(
+    columns = Predictions(
         image_ids=np.full(number, image_id, dtype=np.int64),
         category_ids=np.asarray(category_ids, dtype=np.int64)[classes],
         scores=instances.scores.detach().numpy().astype(np.float64),
         boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1, dtype=np.float64),
         **(_mask_columns(instances) if instances.has("pred_masks") else {}),
     )
+    return columns.measured()
 
 
 def _check_classes(classes: np.ndarray, image_id: int, number: int) -> None:

@@ -34,7 +34,13 @@ from lt_det.evaluation.lvis_metrics import (
     precision_and_recall,
 )
 from lt_det.evaluation.lvis_predictions import read_predictions
-from lt_det.evaluation.predictions import Predictions, check_masks, check_sizes, is_finite
+from lt_det.evaluation.predictions import (
+    Predictions,
+    check_masks,
+    check_sizes,
+    has_masks,
+    is_finite,
+)
 from lt_det.evaluation.results import make_record
 
 logger = logging.getLogger(__name__)
@@ -182,8 +188,8 @@ def evaluate_lvis(
             message names the file if there is one.
     """
     limits = choose_protocol(protocol, max_detections)
-    columns = _predictions(predictions)
-    tasks = _tasks(tasks, columns)
+    columns, listed = _predictions(predictions, tasks)
+    tasks = _tasks(tasks, columns, listed)
     gt = _ground_truth(ground_truth, category_ids, "segm" in tasks)
     if image_ids is not None:
         gt = gt.restrict_images(image_ids)
@@ -197,7 +203,7 @@ def evaluate_lvis(
         raise ValueError(f"{len(class_names)} class_names for {gt.num_classes} classes")
     parts = {name: {} for name in ("metrics", "class_ap", "precision", "recall", "matches")}
     try:
-        found = _match(gt, columns, tasks, limits)
+        found = _match(gt, columns, listed, tasks, limits)
     except AnnotationError as e:
         raise AnnotationError(f"{_file_prefix(ground_truth)}{e}") from e
     except DataError as e:
@@ -217,7 +223,11 @@ def evaluate_lvis(
 
 
 def _match(
-    gt: GroundTruth, predictions: Predictions, tasks: Sequence[str], limits: Protocol
+    gt: GroundTruth,
+    predictions: Predictions,
+    listed: Sequence[dict] | None,
+    tasks: Sequence[str],
+    limits: Protocol,
 ) -> dict[str, Matches]:
     """The matches of each task, after checks of the predictions."""
     check_sizes(predictions)
@@ -230,7 +240,7 @@ def _match(
         max_detections=limits.max_detections,
         max_per_class=limits.max_per_class,
     )
-    return {task: match(gt, predictions, candidates, task) for task in tasks}
+    return {task: match(gt, predictions, candidates, task, listed) for task in tasks}
 
 
 def _file_prefix(source) -> str:
@@ -321,17 +331,24 @@ def _ground_truth(source, category_ids: Sequence[int] | None, masks: bool) -> Gr
     return gt
 
 
-def _predictions(source) -> Predictions:
+def _predictions(source, tasks) -> tuple[Predictions, Sequence[dict] | None]:
+    """Columns, and the dicts of which the masks are still to be read."""
     if isinstance(source, Predictions):
-        return source
+        return source, None
     if isinstance(source, (str, os.PathLike)):
-        return read_predictions(source)
-    return Predictions.from_results(source)
+        return read_predictions(source, masks=tasks is None or "segm" in tasks), None
+    results = source if isinstance(source, Sequence) else list(source)
+    # Most detections are of a class that the lists of their image do not name: their masks would
+    # be copied for nothing.
+    return Predictions.from_results(results, masks=False), results
 
 
-def _tasks(tasks: Sequence[str] | None, predictions: Predictions) -> list[str]:
+def _tasks(
+    tasks: Sequence[str] | None, predictions: Predictions, listed: Sequence[dict] | None
+) -> list[str]:
     if tasks is None:
-        return [t for t in TASKS if t in predictions.tasks or not len(predictions)]
+        there = predictions.tasks | ({"segm"} if has_masks(listed) else set())
+        return [t for t in TASKS if t in there or not len(predictions)]
     check_tasks(tasks)
     return [t for t in TASKS if t in tasks]
 

@@ -101,7 +101,7 @@ class GroundTruth:
         new = [k for k in objects if not _is_read(self.segmentations[k])]
         found = _read_masks(
             [self.segmentations[k] for k in new],
-            self.image_sizes[self.gt_image[np.array(new, dtype=np.int64)]].tolist(),
+            self.image_sizes[self.gt_image[np.array(new, dtype=np.int64)]],
             [self.annotation_ids[k] for k in new],
         )
         for k, rle in zip(new, found, strict=True):
@@ -360,7 +360,8 @@ def _prepare_annotations(
     boxes = _annotation_boxes(own)
     masks = [ann.get("segmentation") or None for ann in own]
     areas = _annotation_areas(own)
-    without = np.array([k for k, ann in enumerate(own) if ann.get("area") is None], dtype=np.int64)
+    without = np.flatnonzero(np.isnan(areas))
+    without = without[[own[k].get("area") is None for k in without.tolist()]]
     left_out["annotations have no area; it is computed"] = len(without)
     areas[without] = _computed_areas([own[k] for k in without], sizes[image[rows[without]]])
     ignore = np.array([bool(ann.get("ignore")) for ann in own], dtype=bool)
@@ -370,11 +371,12 @@ def _prepare_annotations(
     left_out["annotations have an area of 0, below 0 or not finite and are left out"] = dropped
     order = np.lexsort((image[rows], category[rows]))
     order = order[counted[order]]
+    ids = [ann.get("id") for ann in own]
     columns = {
         "gt_image": image[rows][order].astype(np.int32),
         "gt_class": category[rows][order].astype(np.int32),
         "gt_row": rows[order],
-        "annotation_ids": [own[k].get("id") for k in order.tolist()],
+        "annotation_ids": [ids[k] for k in order.tolist()],
         "boxes": boxes[order],
         "areas": areas[order],
         "ignore": ignore[order],
@@ -402,9 +404,12 @@ def _image_and_class(
 def _annotation_boxes(annotations: list[dict]) -> np.ndarray:
     """(G, 4) float64."""
     try:
-        boxes = np.array([ann["bbox"] for ann in annotations], dtype=np.float64).reshape(-1, 4)
-        if len(boxes) == len(annotations) and np.isfinite(boxes).all():
-            return boxes
+        boxes = [ann["bbox"] for ann in annotations]
+        if set(map(len, boxes)) <= {4}:
+            # Flat, for numpy takes its time over lists of lists.
+            boxes = np.array(list(chain.from_iterable(boxes)), dtype=np.float64).reshape(-1, 4)
+            if np.isfinite(boxes).all():
+                return boxes
     except (KeyError, TypeError, ValueError):
         pass
     for ann in annotations:
@@ -430,7 +435,8 @@ def _annotation_areas(annotations: list[dict]) -> np.ndarray:
                 f"annotation {ann.get('id')} has the area {ann['area']!r:.60}, not a number"
             )
     try:
-        return np.array([np.nan if a is None else a for a in areas], dtype=np.float64)
+        # None is NaN in an array of floats.
+        return np.array(areas, dtype=np.float64)
     except OverflowError as e:
         raise DataError(f"an annotation has an area beyond the range of float64: {e}") from e
 
@@ -446,7 +452,7 @@ def _computed_areas(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
     masked = [k for k, ann in enumerate(annotations) if ann.get("segmentation")]
     masks = [annotations[k]["segmentation"] for k in masked]
     ids = [annotations[k].get("id") for k in masked]
-    rles = _read_masks(masks, sizes[masked].tolist(), ids)
+    rles = _read_masks(masks, sizes[masked], ids)
     areas[masked] = mask_utils.area(rles) if rles else 0.0
     return areas
 
@@ -456,23 +462,24 @@ def _is_read(mask) -> bool:
     return isinstance(mask, dict) and isinstance(mask.get("counts"), bytes)
 
 
-def _read_masks(masks: list, sizes: list[list[int]], annotation_ids: list) -> list[dict]:
+def _read_masks(masks: list, sizes: np.ndarray, annotation_ids: list) -> list[dict]:
     """Masks of an annotation file as RLE whose counts are bytes.
 
     Args:
-        masks: polygons or RLE, also uncompressed; None: none.
-        sizes: height and width of the image of each.
+        masks: M of them, polygons or RLE, also uncompressed; None: none.
+        sizes: (M, 2) ints, height and width of the image of each.
         annotation_ids: of each, for messages.
 
     Raises:
         AnnotationError: one is none of these, or an RLE that has not the size of its image.
     """
-    rles = []
-    for mask, size, number in zip(masks, sizes, annotation_ids, strict=True):
+    rles, sizes = _rasterised(masks, sizes), sizes.tolist()
+    for k in [k for k, rle in enumerate(rles) if rle is None]:
+        mask, number = masks[k], annotation_ids[k]
         if mask is None:
             raise AnnotationError(f"annotation {number} has no mask; evaluate boxes only")
         try:
-            rles.append(to_rle(mask, size))
+            rles[k] = to_rle(mask, sizes[k])
         # pycocotools raises Exception itself.
         except Exception as e:
             raise AnnotationError(
@@ -480,6 +487,8 @@ def _read_masks(masks: list, sizes: list[list[int]], annotation_ids: list) -> li
                 f"nor an RLE: {e!r:.100}"
             ) from e
     given = [k for k, mask in enumerate(masks) if isinstance(mask, dict)]
+    if not given:
+        return rles
     counts = [rles[k]["counts"] for k in given]
     ends = np.cumsum([0, *map(len, counts)])
     broken = first_broken_text(np.frombuffer(b"".join(counts), dtype=np.uint8), ends)
@@ -500,6 +509,50 @@ def _read_masks(masks: list, sizes: list[list[int]], annotation_ids: list) -> li
     return rles
 
 
+def _rasterised(masks: list, sizes: np.ndarray) -> list[dict | None]:
+    """RLEs of the masks that are polygons, many in a call; None: of others, or if one is wrong."""
+    rles = [None] * len(masks)
+    plain = [k for k, mask in enumerate(masks) if isinstance(mask, list)]
+    polygons = [polygon for k in plain for polygon in masks[k]]
+    try:
+        corners = np.array(list(chain.from_iterable(polygons)))
+        lengths = np.array(list(map(len, polygons)), dtype=np.int64)
+    except TypeError:
+        return rles
+    # One with 4 numbers would be a box.
+    if corners.dtype.kind not in "if" or (lengths < 6).any() or (lengths % 2).any():
+        return rles
+    if not (np.abs(corners) < _FARTHEST).all():
+        return rles
+    corners, ends = corners.astype(np.float64, copy=False), np.cumsum(lengths).tolist()
+    polygons = [corners[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    number = np.array([len(masks[k]) for k in plain], dtype=np.int64)
+    parts = _rasterised_polygons(polygons, np.repeat(sizes[plain], number, axis=0))
+    if len(parts) > len(plain):
+        ends = np.cumsum(number).tolist()
+        parts = [_union(parts[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    for k, rle in zip(plain, parts, strict=True):
+        rles[k] = rle
+    return rles
+
+
+def _rasterised_polygons(polygons: list[np.ndarray], sizes: np.ndarray) -> list[dict]:
+    """The RLE of each of P polygons in images of (P, 2) height and width; one call a size."""
+    rles = [None] * len(polygons)
+    code = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
+    for size in np.unique(code).tolist():
+        own = np.flatnonzero(code == size).tolist()
+        found = mask_utils.frPyObjects([polygons[i] for i in own], size >> 32, size & 0xFFFFFFFF)
+        for i, rle in zip(own, found, strict=True):
+            rles[i] = rle
+    return rles
+
+
+def _union(rles: list[dict]) -> dict:
+    """Merging takes as long as making them, and a union of one mask is that mask."""
+    return rles[0] if len(rles) == 1 else mask_utils.merge(rles)
+
+
 def to_rle(segmentation, size: Sequence[int]) -> dict:
     """RLE, with counts as bytes, of polygons, of an uncompressed RLE or of an RLE.
 
@@ -517,9 +570,7 @@ def to_rle(segmentation, size: Sequence[int]) -> dict:
                 -_FARTHEST < min(polygon) and max(polygon) < _FARTHEST and sum(polygon) < np.inf
             ):
                 raise ValueError("a coordinate is not finite or too far outside")
-        polygons = mask_utils.frPyObjects(segmentation, *size)
-        # Merging takes as long again, and a union of one polygon is that polygon.
-        return polygons[0] if len(polygons) == 1 else mask_utils.merge(polygons)
+        return _union(mask_utils.frPyObjects(segmentation, *size))
     counts = segmentation["counts"]
     if isinstance(counts, list):
         return mask_utils.frPyObjects(segmentation, *size)

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, positions
-from lt_det.evaluation.lvis_overlaps import Overlaps, box_overlaps, mask_overlaps
-from lt_det.evaluation.predictions import Predictions, is_finite
+from lt_det.evaluation.lvis_overlaps import MaskSource, Overlaps, box_overlaps, mask_overlaps
+from lt_det.evaluation.predictions import Predictions, has_masks, is_finite, rles_of
 from lt_det.evaluation.results import atomic_file
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -261,7 +262,13 @@ def _pair_table(gt: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 # ---- matching --------------------------------------------------------------------------------
 
 
-def match(gt: GroundTruth, predictions: Predictions, candidates: Candidates, task: str) -> Matches:
+def match(
+    gt: GroundTruth,
+    predictions: Predictions,
+    candidates: Candidates,
+    task: str,
+    listed: Sequence[dict] | None = None,
+) -> Matches:
     """Match the detections that take part with the ground truth.
 
     Args:
@@ -270,13 +277,19 @@ def match(gt: GroundTruth, predictions: Predictions, candidates: Candidates, tas
         candidates: of :func:`choose_candidates`.
         task: "bbox" or "segm"; "segm" takes sizes (small, medium, large) from the mask, "bbox"
             from the box.
+        listed: what the predictions were made of, if their masks are to be read from there.
 
     Raises:
         DataError: there are no boxes or masks, or a mask has another size than its image.
     """
-    if len(predictions) and task not in predictions.tasks:
+    there = task in predictions.tasks or (task == "segm" and has_masks(listed))
+    if len(predictions) and not there:
         raise DataError(f"the predictions have no {'boxes' if task == 'bbox' else 'masks'}")
-    areas, overlaps = _measure(gt, predictions, candidates, task)
+    areas, overlaps = (
+        _measure_boxes(gt, predictions, candidates)
+        if task == "bbox"
+        else _measure_masks(gt, predictions, candidates, listed)
+    )
     scores = predictions.scores[candidates.row]
     order = _by_class_and_score(candidates.category, scores, gt.num_classes)
     # The range of `LVIS.get_ann_ids`; what has no area overlaps nothing.
@@ -315,45 +328,69 @@ def _by_class_and_score(category: np.ndarray, scores: np.ndarray, classes: int) 
     return np.lexsort((-scores, category.astype(kind)))
 
 
-def _measure(
-    gt: GroundTruth, predictions: Predictions, candidates: Candidates, task: str
+def _measure_boxes(
+    gt: GroundTruth, predictions: Predictions, candidates: Candidates
 ) -> tuple[np.ndarray, Overlaps]:
     """(N,) square pixels of the candidates, and the pairs that can match."""
-    c, lowest = candidates, THRESHOLDS[0]
-    if task == "bbox":
-        boxes = predictions.boxes[c.row] if len(c.row) else np.zeros((0, 4))
-        # Columns may be float32, in which an IoU is another number.
-        boxes = boxes.astype(np.float64, copy=False)
-        areas = boxes[:, 2] * boxes[:, 3]
-        return areas, box_overlaps(boxes, gt.boxes, c.first, c.count, lowest)
+    c = candidates
+    boxes = predictions.boxes[c.row] if len(c.row) else np.zeros((0, 4))
+    # Columns may be float32, in which an IoU is another number.
+    boxes = boxes.astype(np.float64, copy=False)
+    areas = boxes[:, 2] * boxes[:, 3]
+    return areas, box_overlaps(boxes, gt.boxes, c.first, c.count, THRESHOLDS[0])
+
+
+def _measure_masks(
+    gt: GroundTruth, predictions: Predictions, candidates: Candidates, listed: Sequence[dict] | None
+) -> tuple[np.ndarray, Overlaps]:
+    """As :func:`_measure_boxes`."""
+    c = candidates
     if len(c.row):
         gt.check_masks()
-        _check_mask_sizes(gt, predictions, c)
-
-    def masks(of):
-        return predictions.masks(c.row[of])
 
     def name(k):
         return f"prediction {c.row[k]}, of image {predictions.image_ids[c.row[k]]},"
 
-    return mask_overlaps(masks, gt.rles, c.image, c.first, c.count, lowest, name)
+    def check(of, sizes):
+        _check_mask_sizes(of, sizes, gt.image_sizes[c.image[of]], name)
+
+    def read(of):
+        rles = rles_of(listed, c.row[of])
+        check(of, np.array([rle["size"] for rle in rles]).reshape(-1, 2))
+        return rles
+
+    if listed is not None:
+        masks = MaskSource(read)
+    else:
+        masks = MaskSource(lambda of: predictions.masks(c.row[of]))
+        if len(c.row):
+            check(np.arange(len(c.row)), predictions.mask_sizes[c.row])
+            if predictions.mask_areas is not None and predictions.mask_boxes is not None:
+                masks.areas = predictions.mask_areas[c.row]
+                masks.boxes = predictions.mask_boxes[c.row]
+    return mask_overlaps(masks, gt.rles, c.image, c.first, c.count, THRESHOLDS[0], name)
 
 
-def _check_mask_sizes(gt: GroundTruth, predictions: Predictions, candidates: Candidates) -> None:
+def _check_mask_sizes(
+    of: np.ndarray, sizes: np.ndarray, expected: np.ndarray, name: Callable[[int], str]
+) -> None:
     """Raise DataError for a mask of another size than its image.
 
     pycocotools gives IoU -1 for masks of different sizes, which would be a silent AP of 0.
+
+    Args:
+        of: (M,) what the masks are of, for `name`.
+        sizes: (M, 2) height and width of masks.
+        expected: (M, 2) those of their images.
+        name: what a message calls one.
     """
-    row = candidates.row
-    wrong = (predictions.mask_sizes[row] != gt.image_sizes[candidates.image]).any(axis=1)
+    wrong = (sizes != expected).any(axis=1)
     if wrong.any():
         k = int(np.argmax(wrong))
-        height, width = gt.image_sizes[candidates.image[k]]
-        mask_height, mask_width = predictions.mask_sizes[row[k]]
+        (mask_height, mask_width), (height, width) = sizes[k], expected[k]
         raise DataError(
-            f"prediction {row[k]}, of image {predictions.image_ids[row[k]]}, has a mask of "
-            f"{mask_height} x {mask_width} (height x width); in the annotation file the image is "
-            f"{height} x {width}"
+            f"{name(of[k])} has a mask of {mask_height} x {mask_width} (height x width); in the "
+            f"annotation file the image is {height} x {width}"
         )
 
 

@@ -31,25 +31,27 @@ def precision_and_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
     # Where the detections of each class begin and end.
     borders = np.searchsorted(matches.det_class, np.arange(classes + 1))
     for a in range(areas):
-        absent = num_gt[a] == 0
-        needed = _needed(num_gt[a])
+        present = np.flatnonzero(num_gt[a])
+        precision[a, :, num_gt[a] == 0], recall[a, :, num_gt[a] == 0] = -1, -1
+        needed = _needed(num_gt[a, present])
         for t in range(thresholds):
             positive = matches.matched[a, t] & ~matches.ignored[a, t]
             false = ~(matches.matched[a, t] | matches.ignored[a, t])
             found, values = _precision_at_hits(positive, false, borders)
-            precision[a, t] = _interpolated(found, values, needed)
-            precision[a, t, absent] = -1
-            recall[a, t] = np.where(absent, -1, found / np.maximum(num_gt[a], 1))
+            # True positives are of classes that are present.
+            found = found[present]
+            precision[a, t, present] = _interpolated(found, values, needed)
+            recall[a, t, present] = found / num_gt[a, present]
     return precision.transpose(1, 3, 2, 0), recall.transpose(1, 2, 0)
 
 
 def _needed(num_gt: np.ndarray) -> np.ndarray:
-    """(C, R) the least number of objects, at least 1, that gives each recall.
+    """(C, R) the least number of `num_gt` objects, at least 1, that gives each recall.
 
     The first n with ``n / num_gt >= recall`` in float64, as ``np.searchsorted`` finds it. For
     recall 0 the precision is the highest of all, which is that from the first hit on.
     """
-    of = np.maximum(num_gt, 1)[:, None].astype(np.float64)
+    of = num_gt[:, None].astype(np.float64)
     needed = np.ceil(RECALLS * of)
     # The product may be rounded past a whole number, either way.
     needed -= (needed - 1) / of >= RECALLS

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_utils
 
-from lt_det.errors import DataError
-from lt_det.evaluation.run_lengths import pixels_covered
+from lt_det.evaluation.predictions import MASKS, check_runs
 
 # Pairs, or masks, that are looked at together: their arrays stay in the cache of a processor.
 BLOCK = 1 << 15
 MASK_BLOCK = 1 << 10
-# Pairs of masks, at least, that are compared in one call.
-_BATCH = 6
-# pycocotools 2.0.11 counts the masks of `area` in 8 bits.
-_MASKS = 255
+# Pairs of masks that are compared in one call.
+_BATCH = 64
 
 
 @dataclass
@@ -41,6 +38,22 @@ class Overlaps:
     def select(self, rows: np.ndarray) -> Overlaps:
         """Some pairs: (M,) ints, or (P,) bool."""
         return Overlaps(self.det[rows], self.gt[rows], self.iou[rows])
+
+
+@dataclass
+class MaskSource:
+    """Masks of N detections.
+
+    Attributes:
+        rles: gives the RLEs of some, (M,) ints.
+        areas: (N,) pixels of each, and
+        boxes: (N, 4) XYWH around them, as pycocotools computes both; None, both: not known, nor
+            whether the runs of each mask cover its size.
+    """
+
+    rles: Callable[[np.ndarray], list[dict]]
+    areas: np.ndarray | None = None
+    boxes: np.ndarray | None = None
 
 
 def box_overlaps(
@@ -70,7 +83,7 @@ def box_overlaps(
 
 
 def mask_overlaps(
-    det_masks: Callable[[np.ndarray], list[dict]],
+    masks: MaskSource,
     gt_masks: Callable[[np.ndarray], list[dict]],
     image: np.ndarray,
     first: np.ndarray,
@@ -81,8 +94,8 @@ def mask_overlaps(
     """Areas of masks, and the IoU by pycocotools of those that can reach `lowest`.
 
     Args:
-        det_masks: gives the RLEs of some detections, (M,) ints.
-        gt_masks: the same for objects.
+        masks: of N detections, each of the size of its image.
+        gt_masks: gives the RLEs of some objects, (M,) ints.
         image: (N,) image of each detection, ascending.
         first: (N,) as in :func:`box_overlaps`.
         count: (N,) as there.
@@ -98,11 +111,10 @@ def mask_overlaps(
     """
     areas, parts = np.zeros(len(image)), [_no_overlaps()]
     for start, stop in _blocks_of_images(image):
-        rles = det_masks(np.arange(start, stop))
-        areas[start:stop] = own = _in_pieces(mask_utils.area, rles)
+        block = _Block(masks, start, stop)
+        areas[start:stop] = block.areas
         pairs = _mask_pairs(
-            rles,
-            own,
+            block,
             gt_masks,
             first[start:stop],
             count[start:stop],
@@ -113,93 +125,113 @@ def mask_overlaps(
     return areas, _joined(parts)
 
 
+class _Block:
+    """The masks of detections start, ..., stop - 1 of a source, counted from 0.
+
+    Attributes:
+        is_measured: whether areas and boxes are known.
+        areas: float64 pixels of each.
+    """
+
+    def __init__(self, masks: MaskSource, start: int, stop: int):
+        self._source, self._start = masks, start
+        self.is_measured = masks.areas is not None
+        if self.is_measured:
+            self.areas = masks.areas[start:stop].astype(np.float64)
+        else:
+            self._rles = masks.rles(np.arange(start, stop))
+            self.areas = _in_pieces(mask_utils.area, self._rles)
+
+    def rles(self, dets: np.ndarray) -> list[dict]:
+        """The masks of some, (M,) ints."""
+        if self.is_measured:
+            return self._source.rles(dets + self._start)
+        return [self._rles[k] for k in dets.tolist()]
+
+    def boxes(self, dets: np.ndarray) -> np.ndarray:
+        """(M, 4) float64 XYWH of the pixels of some, (M,) ints."""
+        if self.is_measured:
+            return self._source.boxes[dets + self._start].astype(np.float64)
+        return _in_pieces(mask_utils.toBbox, self.rles(dets), 4)
+
+
 def _mask_pairs(
-    rles: list[dict],
-    areas: np.ndarray,
+    block: _Block,
     gt_masks: Callable,
     first: np.ndarray,
     count: np.ndarray,
     lowest: float,
     name: Callable[[int], str],
 ) -> Overlaps:
-    """Pairs of detections whose masks are `rles`."""
-    objects = np.unique(ragged(first, count)[1])
+    """Pairs of the detections of a block."""
+    groups, at = np.unique(first[count > 0], return_index=True)
+    objects = ragged(groups, count[count > 0][at])[1]
     gt_rles = gt_masks(objects)
     gt_areas = _in_pieces(mask_utils.area, gt_rles)
     first = np.searchsorted(objects, first)
 
     def area_bound(det, gt):
-        a, b = areas[det], gt_areas[gt]
+        a, b = block.areas[det], gt_areas[gt]
         return np.minimum(a, b) / np.maximum(np.maximum(a, b), 1)
 
     # Rounding is monotone, so that no IoU is above its bound. Empty masks have IoU 0, not 0 / 0.
     pairs = _above(first, count, area_bound, lowest)
-    bound = _box_bound(pairs, rles, areas, gt_rles, gt_areas)
-    pairs = pairs.select(bound >= lowest)
-    _check_runs(rles, np.unique(pairs.det), name)
-    pairs.iou = _mask_iou(pairs, first, rles, gt_rles)
+    pairs = pairs.select(_box_bound(pairs, block, gt_rles, gt_areas) >= lowest)
+    dets, place = np.unique(pairs.det, return_inverse=True)
+    rles = block.rles(dets)
+    if not block.is_measured:
+        check_runs(rles, lambda k: name(int(dets[k])))
+    pairs.iou = _mask_iou(place, pairs.gt, rles, gt_rles)
     pairs = pairs.select(pairs.iou >= lowest)
     return Overlaps(pairs.det, objects[pairs.gt], pairs.iou)
 
 
-def _check_runs(rles: list[dict], dets: np.ndarray, name: Callable[[int], str]) -> None:
-    """Raise DataError for the first of `dets` whose runs do not cover the mask."""
-    own = [rles[k] for k in dets.tolist()]
-    covered = pixels_covered([rle["counts"] for rle in own])
-    sizes = np.array([rle["size"] for rle in own], dtype=np.int64).reshape(-1, 2)
-    wrong = np.flatnonzero(covered != sizes[:, 0] * sizes[:, 1])
-    if len(wrong):
-        height, width = sizes[wrong[0]]
-        raise DataError(
-            f"{name(int(dets[wrong[0]]))} has a mask of {height} x {width} pixels whose runs cover "
-            f"{covered[wrong[0]]}"
-        )
-
-
 def _box_bound(
-    pairs: Overlaps,
-    rles: list[dict],
-    areas: np.ndarray,
-    gt_rles: list[dict],
-    gt_areas: np.ndarray,
+    pairs: Overlaps, block: _Block, gt_rles: list[dict], gt_areas: np.ndarray
 ) -> np.ndarray:
     """(P,) what the IoU of masks of these areas is at most, by the boxes around them."""
     gt_boxes = _in_pieces(mask_utils.toBbox, gt_rles, 4)
-    dets = np.unique(pairs.det)
-    boxes = np.zeros((len(rles), 4))
-    boxes[dets] = _in_pieces(mask_utils.toBbox, [rles[k] for k in dets.tolist()], 4)
-    a, b = areas[pairs.det], gt_areas[pairs.gt]
-    both = box_intersection(boxes[pairs.det], gt_boxes[pairs.gt])
+    dets, place = np.unique(pairs.det, return_inverse=True)
+    a, b = block.areas[pairs.det], gt_areas[pairs.gt]
+    both = box_intersection(block.boxes(dets)[place], gt_boxes[pairs.gt])
     both = np.minimum(both, np.minimum(a, b))
     return both / np.maximum(a + b - both, 1)
 
 
 def _mask_iou(
-    pairs: Overlaps, first: np.ndarray, rles: list[dict], gt_rles: list[dict]
+    det: np.ndarray, gt: np.ndarray, det_rles: list[dict], gt_rles: list[dict]
 ) -> np.ndarray:
-    """(P,) IoU of the pairs.
+    """(P,) IoU of pairs of masks.
 
-    A call of pycocotools costs as much as dozens of pairs whose boxes do not overlap, so that some
-    images and classes share one.
+    A call of pycocotools costs as much as some pairs, and it compares all masks with all objects
+    that it gets. So many objects share a call, each with the masks it is paired with, and all of
+    one object are said to be of a width of their own: pycocotools passes over masks of different
+    sizes, and the width alone has no part in what it computes.
 
     Args:
-        pairs: their IoU is not read.
-        first: (N,) first object of the image and class of each detection: a name of both.
-        rles: the mask of each detection.
-        gt_rles: the mask of each object.
+        det: (P,) place in `det_rles`.
+        gt: (P,) place in `gt_rles`.
+        det_rles: masks.
+        gt_rles: masks of objects; pairs are of masks of the same size.
     """
-    iou = np.zeros(len(pairs.det))
-    order = np.argsort(first[pairs.det], kind="stable")
-    all_dets, all_gts = pairs.det[order].tolist(), pairs.gt[order].tolist()
-    for start, end in _batches(first[pairs.det[order]]):
-        dets, gts = all_dets[start:end], all_gts[start:end]
-        row = {det: i for i, det in enumerate(dict.fromkeys(dets))}
-        column = {gt: i for i, gt in enumerate(dict.fromkeys(gts))}
+    iou = np.empty(len(det))
+    order = np.argsort(gt, kind="stable")
+    det, gt = det[order], gt[order]
+    objects, column = np.unique(gt, return_inverse=True)
+    for start, end in _batches(gt):
+        first, last = column[start], column[end - 1] + 1
+        own = [gt_rles[k] for k in objects[first:last].tolist()]
+        sizes = [[rle["size"][0], rle["size"][1] + k] for k, rle in enumerate(own)]
+        columns = column[start:end] - first
         table = mask_utils.iou(
-            [rles[det] for det in row], [gt_rles[gt] for gt in column], [0] * len(column)
+            [
+                {"size": sizes[c], "counts": det_rles[k]["counts"]}
+                for k, c in zip(det[start:end].tolist(), columns.tolist(), strict=True)
+            ],
+            [{"size": size, "counts": rle["counts"]} for size, rle in zip(sizes, own, strict=True)],
+            [0] * len(own),
         )
-        own = table[[row[det] for det in dets], [column[gt] for gt in gts]]
-        iou[order[start:end]] = own
+        iou[order[start:end]] = table[np.arange(end - start), columns]
     return iou
 
 
@@ -255,15 +287,11 @@ def _blocks_of_images(image: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _batches(names: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of at least `_BATCH` pairs, but for the last, that keep equal names together."""
-    if not len(names):
-        return
-    ends = np.append(np.flatnonzero(np.diff(names)) + 1, len(names)).tolist()
-    start = 0
-    for end in ends:
-        if end - start >= _BATCH or end == ends[-1]:
-            yield start, end
-            start = end
+    """Ranges of some `_BATCH` pairs that keep equal names, which are in a row, together."""
+    starts = np.flatnonzero(np.diff(names, prepend=-1))
+    first = np.diff(starts // _BATCH, prepend=-1) > 0
+    borders = [*starts[first].tolist(), len(names)]
+    yield from zip(borders[:-1], borders[1:], strict=True)
 
 
 # ---- boxes and masks ---------------------------------------------------------------------------
@@ -287,5 +315,5 @@ def box_intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _in_pieces(measure: Callable, rles: list[dict], *shape: int) -> np.ndarray:
     """(M, *shape) float64, what a function of pycocotools gives for M masks."""
-    values = [measure(rles[i : i + _MASKS]) for i in range(0, len(rles), _MASKS)]
+    values = [measure(rles[i : i + MASKS]) for i in range(0, len(rles), MASKS)]
     return np.concatenate([np.zeros((0, *shape)), *values])

@@ -20,13 +20,14 @@ from lt_det.evaluation.predictions import Predictions, is_finite
 PREDICTIONS_FILE = "lvis_instances_results.json"
 
 
-def read_predictions(path: str | os.PathLike) -> Predictions:
+def read_predictions(path: str | os.PathLike, masks: bool = True) -> Predictions:
     """Read predictions as columns.
 
     Args:
         path: a JSON file in the results format, a ``.npz`` file of columns, or a folder of these;
             also the folder into which an evaluation writes while inference runs, see
             :func:`lt_det.evaluation.prediction_files.read_folder`.
+        masks: False: masks in a JSON file are not read.
 
     Raises:
         MissingFileError: no such file.
@@ -39,7 +40,7 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
         return Predictions.load(path)
     _check_file(path)
     try:
-        return Predictions.from_pieces(read_json_list(path))
+        return Predictions.from_pieces(read_json_list(path), masks)
     except DataError as e:
         raise DataError(str(e) if path in str(e) else f"{path}: {e}") from e
 

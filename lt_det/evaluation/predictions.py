@@ -6,8 +6,8 @@ import glob
 import numbers
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -16,12 +16,15 @@ import pycocotools.mask as mask_utils
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.json_files import gc_paused
 from lt_det.evaluation.results import atomic_file
-from lt_det.evaluation.run_lengths import first_broken_text
+from lt_det.evaluation.run_lengths import first_broken_text, joined, pixels_covered
 
 # Dicts that are read at once: few enough to stay in the cache of a processor between columns.
 BLOCK = 256
+# pycocotools 2.0.11 counts the masks of `area` in 8 bits.
+MASKS = 255
 _COLUMNS = ("image_ids", "category_ids", "scores")
 _MASK_COLUMNS = ("mask_sizes", "mask_counts", "mask_offsets")
+_MEASURES = ("mask_areas", "mask_boxes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,10 @@ class Predictions:
         mask_counts: (B,) uint8, the compressed run lengths of all masks, as pycocotools has
             them, one after the other.
         mask_offsets: (N + 1,) int64, where in `mask_counts` those of each row begin, and B.
+        mask_areas: (N,) int64 pixels of each mask, and
+        mask_boxes: (N, 4) int32 XYWH around them, as pycocotools computes both; None: they are
+            computed when needed. They are only for masks that are known to be whole: the run
+            lengths of others are checked.
     """
 
     image_ids: np.ndarray
@@ -46,6 +53,8 @@ class Predictions:
     mask_sizes: np.ndarray | None = None
     mask_counts: np.ndarray | None = None
     mask_offsets: np.ndarray | None = None
+    mask_areas: np.ndarray | None = None
+    mask_boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -57,25 +66,26 @@ class Predictions:
         return {task for task, there in has.items() if there}
 
     @classmethod
-    def from_results(cls, results: Iterable[dict]) -> Predictions:
+    def from_results(cls, results: Iterable[dict], masks: bool = True) -> Predictions:
         """Columns of predictions in the results format of LVIS and COCO.
 
         Args:
             results: dicts with "image_id", "category_id", "score", and "bbox" (XYWH, pixels) or
                 "segmentation" (RLE, compressed or not) or both; all have what the first one has.
+            masks: False: masks are not read, and there are no columns of them.
 
         Raises:
             DataError: an entry lacks something or holds something else; the message has its
                 number.
         """
-        return _columns(results if isinstance(results, Sequence) else list(results), 0)
+        return _columns(results if isinstance(results, Sequence) else list(results), 0, masks)
 
     @classmethod
-    def from_pieces(cls, pieces: Iterable[Sequence[dict]]) -> Predictions:
+    def from_pieces(cls, pieces: Iterable[Sequence[dict]], masks: bool = True) -> Predictions:
         """As :meth:`from_results`, of lists that come one after the other."""
         parts, number = [], 0
         for piece in pieces:
-            parts.append(_columns(piece, number))
+            parts.append(_columns(piece, number, masks))
             number += len(piece)
         return concatenate(parts)
 
@@ -105,6 +115,27 @@ class Predictions:
         with atomic_file(path, binary=True) as f:
             np.savez(f, **columns)
 
+    def measured(self) -> Predictions:
+        """With `mask_areas` and `mask_boxes`, so that no evaluation needs to compute them.
+
+        Raises:
+            DataError: the run lengths of a mask are broken or do not cover its size.
+        """
+        if self.mask_sizes is None:
+            return self
+        check_masks(self)
+        areas, boxes = np.empty(len(self), np.int64), np.empty((len(self), 4), np.int32)
+        for start in range(0, len(self), MASKS):
+            part = slice(start, start + MASKS)
+            rles = self.masks(np.arange(len(self))[part])
+            check_runs(rles, lambda k, start=start: self.name(start + k))
+            areas[part], boxes[part] = mask_utils.area(rles), mask_utils.toBbox(rles)
+        return replace(self, mask_areas=areas, mask_boxes=boxes)
+
+    def name(self, row: int) -> str:
+        """What a message calls a row."""
+        return f"prediction {row}, of image {self.image_ids[row]},"
+
     def select(self, rows: np.ndarray) -> Predictions:
         """Some rows: (M,) ints, or (N,) bool."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -116,7 +147,10 @@ class Predictions:
         sizes = self.mask_offsets[rows + 1] - starts
         offsets = _offsets(sizes)
         at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
-        return Predictions(*head, self.mask_sizes[rows], self.mask_counts[at], offsets)
+        measures = {
+            name: getattr(self, name)[rows] for name in _MEASURES if getattr(self, name) is not None
+        }
+        return Predictions(*head, self.mask_sizes[rows], self.mask_counts[at], offsets, **measures)
 
     def masks(self, rows: np.ndarray) -> list[dict]:
         """The masks of some rows as pycocotools takes them."""
@@ -172,13 +206,16 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     # A part without rows says nothing of what the others have.
     parts = [p for p in parts if len(p)] or list(parts[:1])
     if not parts:
-        return _columns([], 0)
+        return _columns([], 0, True)
     if any(p.tasks != parts[0].tasks for p in parts):
         raise DataError("some predictions have a box or mask and others have none")
     columns = {}
     for name in (*_COLUMNS, "boxes", "mask_sizes", "mask_counts"):
         values = [getattr(p, name) for p in parts]
         columns[name] = None if values[0] is None else np.concatenate(values)
+    for name in _MEASURES:
+        values = [getattr(p, name) for p in parts]
+        columns[name] = None if any(v is None for v in values) else np.concatenate(values)
     if parts[0].mask_sizes is not None:
         sizes = [np.diff(p.mask_offsets) for p in parts]
         columns["mask_offsets"] = _offsets(np.concatenate(sizes))
@@ -188,7 +225,8 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
 def is_finite(predictions: Predictions) -> np.ndarray:
     """(N,) bool, whether the score and the box of each row are finite."""
     finite = np.isfinite(predictions.scores)
-    if predictions.boxes is not None:
+    # Looking at all at once first is faster by the number of rows.
+    if predictions.boxes is not None and not np.isfinite(predictions.boxes).all():
         finite &= np.isfinite(predictions.boxes).all(axis=1)
     return finite
 
@@ -197,8 +235,9 @@ def check_sizes(predictions: Predictions) -> None:
     """Raise DataError for the first box whose width or height is negative, naming its row."""
     if predictions.boxes is None:
         return
-    negative = (predictions.boxes[:, 2:] < 0).any(axis=1)
+    negative = predictions.boxes[:, 2:] < 0
     if negative.any():
+        negative = negative.any(axis=1)
         row = int(np.argmax(negative))
         raise DataError(
             f"prediction {row}, of image {predictions.image_ids[row]}, has a box of negative "
@@ -207,31 +246,98 @@ def check_sizes(predictions: Predictions) -> None:
         )
 
 
+def check_runs(rles: list[dict], name: Callable[[int], str]) -> None:
+    """Raise DataError for the first mask whose runs do not cover its size.
+
+    pycocotools does not come to an end with such masks.
+
+    Args:
+        rles: masks whose counts are bytes or text.
+        name: what a message calls one.
+    """
+    covered = pixels_covered([rle["counts"] for rle in rles])
+    sizes = np.array([rle["size"] for rle in rles], dtype=np.int64).reshape(-1, 2)
+    wrong = np.flatnonzero(covered != sizes[:, 0] * sizes[:, 1])
+    if len(wrong):
+        height, width = sizes[wrong[0]]
+        raise DataError(
+            f"{name(int(wrong[0]))} has a mask of {height} x {width} pixels whose runs cover "
+            f"{covered[wrong[0]]}"
+        )
+
+
 def check_masks(predictions: Predictions) -> None:
-    """Raise DataError for the first mask whose run lengths are no such text, naming its row."""
-    if predictions.mask_sizes is None:
+    """Raise DataError for the first mask whose run lengths are no such text, naming its row.
+
+    Masks whose areas are known were checked before.
+    """
+    if predictions.mask_sizes is None or predictions.mask_areas is not None:
         return
     row = first_broken_text(predictions.mask_counts, predictions.mask_offsets)
     if row is not None:
         a, b = predictions.mask_offsets[row : row + 2]
         text = predictions.mask_counts[a:b].tobytes()
-        raise DataError(
-            f"prediction {row}, of image {predictions.image_ids[row]}, has a mask whose counts "
-            f"are not run lengths as pycocotools codes them: {text!r:.60}"
-        )
+        raise DataError(_broken(predictions.name(row), text))
+
+
+def _broken(name: str, text: bytes) -> str:
+    return (
+        f"{name} has a mask whose counts are not run lengths as pycocotools codes them: "
+        f"{text!r:.60}"
+    )
 
 
 # ---- from dicts ------------------------------------------------------------------------------
 
 
-def _columns(results: Sequence[dict], first: int) -> Predictions:
+def has_masks(results: Sequence[dict] | None) -> bool:
+    """Whether there are entries in the results format, and they have masks."""
+    return bool(results) and "segmentation" in results[0]
+
+
+def rles_of(results: Sequence[dict], rows: np.ndarray) -> list[dict]:
+    """The masks of some entries in the results format, (M,) ints, as pycocotools takes them.
+
+    Their counts are bytes or text, and the dicts are not copied if that is what they have.
+
+    Raises:
+        DataError: an entry has another thing in the place of a mask; the message has its number.
+    """
+    rows = rows.tolist()
+    masks = [results[k]["segmentation"] for k in rows]
+    if not masks:
+        return []
+    try:
+        sizes = _mask_sizes([m["size"] for m in masks])
+        counts = [m["counts"] for m in masks]
+        if not _is_compressed(counts):
+            counts = [_compressed(m) for m in masks]
+            sized = zip(sizes.tolist(), counts, strict=True)
+            masks = [{"size": size, "counts": text} for size, text in sized]
+        text = joined(counts)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        for k in rows:
+            fault = _fault(results[k], "bbox" in results[k], True)
+            if fault:
+                raise DataError(f"prediction {k} {fault}") from None
+        raise
+    offsets = _offsets(list(map(len, counts)))
+    broken = first_broken_text(np.frombuffer(text, dtype=np.uint8), offsets)
+    if broken is not None:
+        row = rows[broken]
+        name = f"prediction {row}, of image {results[row]['image_id']},"
+        raise DataError(_broken(name, counts[broken]))
+    return masks
+
+
+def _columns(results: Sequence[dict], first: int, with_masks: bool) -> Predictions:
     """See :meth:`Predictions.from_results`; the first entry has the number `first` in messages."""
     number = len(results)
     ids, categories = np.empty(number, np.int64), np.empty(number, np.int64)
     scores = np.empty(number)
     head = results[0] if number and isinstance(results[0], dict) else {}
     boxes = np.empty((number, 4)) if "bbox" in head else None
-    masks = _MaskColumns(number) if "segmentation" in head else None
+    masks = _MaskColumns(number) if "segmentation" in head and with_masks else None
     with gc_paused():
         for start in range(0, number, BLOCK):
             block = results[start : start + BLOCK]
@@ -244,7 +350,7 @@ def _columns(results: Sequence[dict], first: int) -> Predictions:
                     boxes[rows] = _boxes([p["bbox"] for p in block])
                 if masks is not None:
                     masks.add(rows, [p["segmentation"] for p in block])
-                same = _same_keys(block, boxes is not None, masks is not None)
+                same = _same_keys(block, "bbox" in head, "segmentation" in head)
             except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
                 same = False
             if not same:
@@ -290,13 +396,9 @@ class _MaskColumns:
     def add(self, rows: slice, masks: list[dict]) -> None:
         """Add the masks of some rows, which come in turn."""
         counts = [m["counts"] for m in masks]
-        kinds = set(map(type, counts))
-        if kinds == {str}:
-            # The characters of the coding are those of ASCII: as many bytes.
-            text = "".join(counts).encode("ascii")
-        else:
-            counts = counts if kinds == {bytes} else [_compressed(m) for m in masks]
-            text = b"".join(counts)
+        if not _is_compressed(counts):
+            counts = [_compressed(m) for m in masks]
+        text = joined(counts)
         self._sizes[rows] = _mask_sizes([m["size"] for m in masks])
         self._lengths[rows] = list(map(len, counts))
         self._counts += text
@@ -314,6 +416,11 @@ def _mask_sizes(sizes: list) -> np.ndarray:
         raise ValueError("not two numbers")
     flat = _numbers(list(chain.from_iterable(sizes)), numbers.Integral)
     return np.array(flat, dtype=np.int64).reshape(-1, 2)
+
+
+def _is_compressed(counts: list) -> bool:
+    """Whether all are text, or all are bytes."""
+    return set(map(type, counts)) in ({str}, {bytes})
 
 
 def _compressed(mask: dict) -> bytes:
@@ -399,11 +506,12 @@ def _load(path: str) -> Predictions:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DataError(f"{path} cannot be read: {e}. Is it cut off?") from e
     missing = [name for name in _COLUMNS if name not in found]
-    if any(name in found for name in _MASK_COLUMNS):
-        missing += [name for name in _MASK_COLUMNS if name not in found]
+    for names in (_MASK_COLUMNS, _MEASURES):
+        if any(name in found for name in names):
+            missing += [name for name in names if name not in found]
     if missing:
         raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(found) or 'none'}")
-    names = (*_COLUMNS, "boxes", *_MASK_COLUMNS)
+    names = (*_COLUMNS, "boxes", *_MASK_COLUMNS, *_MEASURES)
     predictions = Predictions(**{name: found[name] for name in names if name in found})
     if not predictions.tasks and predictions.image_ids.size:
         raise DataError(
@@ -427,6 +535,8 @@ def _check_columns(predictions: Predictions) -> None:
         "mask_sizes": ("i", (number, 2)),
         "mask_counts": ("u", None),
         "mask_offsets": ("i", (number + 1,)),
+        "mask_areas": ("i", (number,)),
+        "mask_boxes": ("i", (number, 4)),
     }
     for name, (kind, shape) in wanted.items():
         column = getattr(predictions, name)
@@ -440,9 +550,25 @@ def _check_columns(predictions: Predictions) -> None:
     offsets = predictions.mask_offsets
     if offsets is None:
         return
+    if predictions.mask_areas is not None:
+        _check_measures(predictions)
     ends = [offsets[0], offsets[-1] - len(predictions.mask_counts)]
     if any(ends) or (np.diff(offsets) < 0).any():
         raise DataError("array 'mask_offsets' does not rise from 0 to the size of 'mask_counts'")
+
+
+def _check_measures(predictions: Predictions) -> None:
+    """Raise DataError for the first area or box that is not inside of its image."""
+    height, width = predictions.mask_sizes.T.astype(np.int64)
+    areas, (x, y, w, h) = predictions.mask_areas, predictions.mask_boxes.T.astype(np.int64)
+    inside = (areas >= 0) & (areas <= w * h)
+    inside &= (x >= 0) & (y >= 0) & (w >= 0) & (h >= 0) & (x + w <= width) & (y + h <= height)
+    if not inside.all():
+        row = int(np.argmin(inside))
+        raise DataError(
+            f"{predictions.name(row)} has a mask of {height[row]} x {width[row]} (height x width) "
+            f"with {areas[row]} pixels in the box {predictions.mask_boxes[row].tolist()}"
+        )
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:

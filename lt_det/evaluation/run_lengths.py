@@ -101,21 +101,36 @@ def first_broken_text(counts: np.ndarray, offsets: np.ndarray) -> int | None:
     return int(np.argmax(unfinished)) if unfinished.any() else None
 
 
-def pixels_covered(texts: Sequence[bytes]) -> np.ndarray:
+def joined(texts: Sequence[bytes] | Sequence[str]) -> bytes:
+    """One after the other; characters that are not of the coding may raise UnicodeEncodeError."""
+    if texts and isinstance(texts[0], str):
+        return "".join(texts).encode("ascii")
+    return b"".join(texts)
+
+
+def pixels_covered(texts: Sequence[bytes] | Sequence[str]) -> np.ndarray:
     """(N,) int64, the sum of the run lengths of each of N texts, which end with a whole number."""
-    code = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(_FIRST)
-    last = np.flatnonzero((code & _MORE) == 0)
-    size = np.diff(last, prepend=-1)
-    value = ((code[last] & 31) ^ _SIGN).astype(np.int64) - _SIGN
-    for k in range(1, int(size.max()) if len(size) else 0):
-        longer = np.flatnonzero(size > k)
-        value[longer] = (value[longer] << 5) + (code[last[longer] - k] & 31)
-    ends = np.cumsum([len(text) for text in texts])
-    stop = np.searchsorted(last, ends, side="left")
+    code = np.frombuffer(joined(texts), dtype=np.uint8) - np.uint8(_FIRST)
+    last = np.flatnonzero(code < _MORE)
+    value = (code[last] ^ _SIGN).astype(np.int64)
+    value -= _SIGN
+    # The numbers with more groups, and where the next one is; before a text, others end.
+    at = last - 1
+    longer = np.flatnonzero(code[at] >= _MORE)
+    longer = longer[at[longer] >= 0]
+    at = at[longer]
+    while len(longer):
+        value[longer] = (value[longer] << 5) + (code[at] & 31)
+        at -= 1
+        more = (code[at] >= _MORE) & (at >= 0)
+        longer, at = longer[more], at[more]
+    stop = np.searchsorted(last, np.cumsum(list(map(len, texts))))
     start = np.concatenate([np.zeros(1, stop.dtype), stop[:-1]])
     # A difference is part of every second run that follows; the first length is of the first run.
-    following = np.repeat(stop, stop - start) - np.arange(len(value))
-    times = (following + 1) // 2
+    times = np.repeat(stop + 1, stop - start)
+    times -= np.arange(len(value))
+    times >>= 1
     times[start[start < stop]] = 1
-    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(value * times)])
+    value *= times
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(value)])
     return total[stop] - total[start]

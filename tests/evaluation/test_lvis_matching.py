@@ -217,7 +217,7 @@ def test_overlaps_and_areas_of_masks_are_those_of_pycocotools():
     table = mask_utils.iou(dets, gts, [0] * 12)
     for lowest in (0.5, 0.7):
         areas, pairs = overlaps.mask_overlaps(
-            lambda rows: [dets[k] for k in rows],
+            overlaps.MaskSource(lambda rows: [dets[k] for k in rows]),
             lambda rows: [gts[k] for k in rows],
             image,
             first,
