@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -28,6 +27,7 @@ from lt_det.data.datasets.sem_seg_sets import (
 from lt_det.data.sem_seg_mapper import read_record_classes
 from lt_det.engine.checkpoint import LongTailCheckpointer
 from lt_det.engine.config import check_calibrated_head
+from lt_det.engine.inference import masks_in_boxes
 from lt_det.engine.replay import before_logits, replayed
 from lt_det.engine.trainer import LongTailTrainer
 from lt_det.errors import ConfigError, DataError
@@ -39,6 +39,7 @@ from lt_det.evaluation.classification_predictions import (
     read_class_predictions,
     read_features,
 )
+from lt_det.evaluation.instance_columns import instance_columns
 from lt_det.evaluation.lvis_api import LVISResult, evaluate_lvis
 from lt_det.evaluation.lvis_ground_truth import GroundTruth, load_ground_truth, positions
 from lt_det.evaluation.per_image import (
@@ -255,14 +256,15 @@ def outputs_by_strength(
 ) -> Iterator[tuple[list[dict], int, list[dict]]]:
     """(inputs, index of the strength, outputs) of each batch and strength, batch by batch.
 
-    Outputs are those of the model with this strength switched on; what comes before the logits is
-    computed once.
+    Outputs are those of the model with this strength switched on, masks inside their boxes; what
+    comes before the logits is computed once.
     """
+    infer = masks_in_boxes(model)
     with replayed(before_logits(model)) as replay:
         for inputs in loader:
             for k, strength in replay.rounds(list(enumerate(strengths))):
                 set_strength(model, strength)
-                yield inputs, k, model(inputs)
+                yield inputs, k, infer(inputs)
 
 
 def image_number(dataset: str) -> int:
@@ -399,37 +401,6 @@ def registered_truth(name: str, counts: ClassCounts | None) -> Truth:
     return Truth(name, ground_truth, info.class_names, list(counts.groups), "given", known)
 
 
-class Detections:
-    """Detections of some images, in columns."""
-
-    def __init__(self):
-        self._parts: list[Predictions] = []
-
-    def add(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Of a batch; kept in the precision that they come in."""
-        for image, output in zip(inputs, outputs, strict=True):
-            instances, image_id = output["instances"].to("cpu"), image["image_id"]
-            if instances.has("pred_masks"):
-                results = instances_to_coco_json(instances, image_id)
-                self._parts.append(Predictions.from_results(results))
-                continue
-            boxes = instances.pred_boxes.tensor.numpy().copy()
-            boxes[:, 2:] -= boxes[:, :2]  # in float32, as Detectron2 does it
-            ids = np.full(len(instances), image_id, dtype=np.int64)
-            classes, scores = instances.pred_classes.numpy(), instances.scores.numpy()
-            self._parts.append(Predictions(ids, classes, scores, boxes))
-
-    def predictions(self, category_ids: np.ndarray) -> Predictions:
-        """All of them, with the (C,) category ids of the classes."""
-        found = concatenate(self._parts)
-        return replace(
-            found,
-            category_ids=category_ids[found.category_ids],
-            scores=found.scores.astype(np.float64),
-            boxes=None if found.boxes is None else found.boxes.astype(np.float64),
-        )
-
-
 class DetectionTrials:
     """Evaluation of detections that were made or re-scored for each strength.
 
@@ -508,14 +479,16 @@ def model_detection_trials(
     image_ids: dict[str, list] = {part: [] for part in PARTS}
     predictions: dict[str, list] = {}
     for part in PARTS:
-        found = [Detections() for _ in strengths]
+        found: list[list[Predictions]] = [[] for _ in strengths]
+        category_ids = truth[part].ground_truth.category_ids
         loader = loader_of(cfg, choice.sets[part], choice.places[part])
         for inputs, k, outputs in outputs_by_strength(model, loader, strengths):
-            found[k].add(inputs, outputs)
+            for image, output in zip(inputs, outputs, strict=True):
+                columns = instance_columns(output["instances"], image["image_id"], category_ids)
+                found[k].append(columns)
             if k == 0:
                 image_ids[part] += [x["image_id"] for x in inputs]
-        category_ids = truth[part].ground_truth.category_ids
-        predictions[part] = [partial(d.predictions, category_ids) for d in found]
+        predictions[part] = [partial(concatenate, parts) for parts in found]
     return DetectionTrials(
         strengths,
         truth,

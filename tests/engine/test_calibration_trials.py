@@ -20,7 +20,6 @@ from lt_det.engine import (
 )
 from lt_det.engine.calibration_trials import (
     ClassificationTrials,
-    Detections,
     DetectionTrials,
     SegmentationTrials,
     Truth,
@@ -384,26 +383,6 @@ def test_detection_evaluates_as_with_the_key_on(tiny_options, tmp_path):
     assert len(np.unique(trials.predictions[REPORTING][0]().image_ids)) == 2
     assert trials.record(0, REPORTING)["protocol"]["images"] == 2
     check_differences(trials, 1)
-
-
-def test_columns_are_the_usual_results():
-    """Empty images, no images at all, masks or none."""
-    empty = Instances((4, 4), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
-    empty.pred_classes = torch.zeros(0, dtype=torch.int64)
-    one = Instances((4, 4), pred_boxes=Boxes(torch.tensor([[1.0, 2, 3, 4]])))
-    one.scores, one.pred_classes = torch.tensor([0.25]), torch.tensor([1])
-    categories, found = np.array([7, 9]), Detections()
-    assert len(found.predictions(categories)) == 0
-    found.add([{"image_id": 5}, {"image_id": 6}], [{"instances": empty}, {"instances": one}])
-    result = {"image_id": 6, "category_id": 9, "score": 0.25, "bbox": [1.0, 2.0, 2.0, 2.0]}
-    columns = found.predictions(categories)
-    assert [*columns.results()] == [[result]]
-    assert columns.scores.dtype == columns.boxes.dtype == np.float64
-    assert one.pred_boxes.tensor.tolist() == [[1, 2, 3, 4]]
-    one.pred_masks = torch.ones(1, 4, 4, dtype=torch.bool)
-    masked = Detections()
-    masked.add([{"image_id": 6}], [{"instances": one}])
-    assert [*masked.predictions(categories).results()][0][0]["segmentation"]["size"] == [4, 4]
 
 
 RESULTS = Predictions.from_results(

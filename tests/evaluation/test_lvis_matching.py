@@ -248,6 +248,28 @@ def test_positions_of_ids(monkeypatch, table_size):
     assert positions(ids[:2], known[:0]).tolist() == [-1, -1]
 
 
+def test_polygons_are_those_of_pycocotools_in_whatever_company():
+    rng = np.random.default_rng(0)
+    sizes = np.array([[40, 60], [60, 40], [40, 61]])[rng.integers(0, 3, 60)]
+
+    def polygon(corners):
+        return rng.uniform(-5, 60, 2 * corners).round(2).tolist()
+
+    masks = [[polygon(k) for k in rng.integers(3, 9, rng.integers(1, 4))] for _ in sizes]
+    masks[4] = [[3, 3, 30, 5, 20, 38]]  # whole numbers
+    expected = []
+    for mask, (height, width) in zip(masks, sizes.tolist(), strict=True):
+        expected.append(mask_utils.merge(mask_utils.frPyObjects(mask, height, width)))
+    ids = list(range(60))
+    assert ground_truth._read_masks(masks, sizes, ids) == expected
+    # Of 4 numbers is a box; others are given as RLE. None changes what the others are.
+    masks[9], masks[20], masks[31] = [[3, 4, 10, 12]], expected[20], [polygon(3), [1, 2, 30, 9]]
+    for k in (9, 31):
+        height, width = sizes[k].tolist()
+        expected[k] = mask_utils.merge(mask_utils.frPyObjects(masks[k], height, width))
+    assert ground_truth._read_masks(masks, sizes, ids) == expected
+
+
 def simple_set(images=2, classes=2):
     """Every class is a negative in every image."""
     ids = list(range(1, classes + 1))
@@ -511,6 +533,23 @@ def test_what_does_not_fit_names_the_file_of_the_predictions(tmp_path, change, m
         evaluate_lvis(dataset, tmp_path / "p.npz")
     with pytest.raises(DataError, match=f"^{message}"):
         evaluate_lvis(dataset, predictions)
+
+
+def test_masks_of_a_list_are_read_only_where_they_count(tmp_path):
+    dataset, predictions = masked(lambda m: m)
+    # Not a class that the image is known to have or to lack.
+    dataset["images"][0]["neg_category_ids"] = []
+    broken = {**predictions[0], "category_id": 2, "segmentation": {"size": [9, 9], "counts": "o"}}
+    expected = evaluate_lvis(dataset, predictions).metrics
+    assert expected["segm"]["AP"] > 0
+    found = evaluate_lvis(dataset, [*predictions, broken])
+    assert str(found.metrics) == str(expected)
+    # A file is read before it is known what counts, but not its masks if only boxes do.
+    (tmp_path / "p.json").write_text(json.dumps([*predictions, broken]))
+    with pytest.raises(DataError, match=r"p\.json: prediction 2, .* not run lengths"):
+        evaluate_lvis(dataset, tmp_path / "p.json")
+    found = evaluate_lvis(dataset, tmp_path / "p.json", ["bbox"])
+    assert str(found.metrics["bbox"]) == str(expected["bbox"])
 
 
 # ---- run lengths -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation import Predictions, load_predictions, read_predictions
 from lt_det.evaluation.json_files import read_json, read_json_list, write_json_list
 from lt_det.evaluation.lvis_predictions import write_predictions
-from lt_det.evaluation.predictions import check_sizes, concatenate, is_finite
+from lt_det.evaluation.predictions import check_sizes, concatenate, is_finite, rles_of
 
 
 def mask(seed, size=(20, 30)):
@@ -96,6 +96,90 @@ def test_parts_are_joined_in_turn():
         concatenate([joined, Predictions.from_results(results(3, masks=False))])
 
 
+def test_measures_are_those_of_pycocotools_and_stay_with_their_rows(tmp_path):
+    given = results(600)  # more than pycocotools counts at once
+    columns = Predictions.from_results(given).measured()
+    rles = columns.masks(np.arange(600))
+    assert columns.mask_areas.tolist() == [int(mask_utils.area(rle)) for rle in rles]
+    assert columns.mask_boxes.tolist() == [mask_utils.toBbox(rle).tolist() for rle in rles]
+    columns.save(tmp_path / "p.npz")
+    rows = np.array([7, 0, 599, 7])
+    parts = [columns.select(np.arange(k, min(k + 250, 600))) for k in range(0, 600, 250)]
+    for own, of in (
+        (Predictions.load(tmp_path / "p.npz"), slice(None)),
+        (columns.select(rows), rows),
+        (concatenate(parts), slice(None)),
+    ):
+        for name in ("mask_areas", "mask_boxes"):
+            assert np.array_equal(getattr(own, name), getattr(columns, name)[of])
+    # As in the folder of an evaluation that was begun by a version without them.
+    plain = replace(parts[1], mask_areas=None, mask_boxes=None)
+    mixed = concatenate([parts[0], plain])
+    assert mixed.mask_areas is None and mixed.mask_boxes is None
+    assert [p for piece in mixed.results() for p in piece] == given[:500]
+    boxes = Predictions.from_results(results(5, masks=False))
+    assert boxes.measured() is boxes
+
+
+def test_masks_that_are_not_whole_are_not_measured():
+    given = results(300)
+    given[280]["segmentation"] = {"size": [20, 30], "counts": [500, 50]}
+    image = given[280]["image_id"]
+    with pytest.raises(DataError, match=f"prediction 280, of image {image}, .* runs cover 550"):
+        Predictions.from_results(given).measured()
+    given[280]["segmentation"] = {"size": [20, 30], "counts": "o"}
+    with pytest.raises(DataError, match="prediction 280, .* not run lengths"):
+        Predictions.from_results(given).measured()
+
+
+def test_masks_of_a_list_are_those_of_its_columns():
+    given = results(20)
+    rows = np.array([3, 19, 3, 0])
+    expected = Predictions.from_results(given).masks(rows)
+    pixels = mask_utils.decode(given[19]["segmentation"]).ravel(order="F")
+    runs = np.diff([0, *(np.flatnonzero(np.diff(pixels)) + 1), pixels.size]).tolist()
+    forms = {
+        "text": given,
+        "bytes": _with_counts(given, lambda k, text: text.encode()),
+        "some text, some bytes": _with_counts(given, lambda k, t: t.encode() if k == 3 else t),
+        "some runs": _with_counts(
+            given, lambda k, text: [0] * int(pixels[0]) + runs if k == 19 else text
+        ),
+    }
+    for form, own in forms.items():
+        found = rles_of(own, rows)
+        for rle, wanted in zip(found, expected, strict=True):
+            assert rle["size"] == wanted["size"], form
+            text = rle["counts"]
+            assert (text.encode() if isinstance(text, str) else text) == wanted["counts"], form
+    assert rles_of(given, np.zeros(0, np.int64)) == []
+
+
+def _with_counts(given, change):
+    masks = [dict(p["segmentation"]) for p in given]
+    for k, mask in enumerate(masks):
+        mask["counts"] = change(k, mask["counts"])
+    return [{**p, "segmentation": mask} for p, mask in zip(given, masks, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "has 'segmentation' None, which is not an RLE"),
+        ({"size": [20, 30]}, "has 'segmentation' .* which is not an RLE"),
+        ({"size": [20, 30.5], "counts": "04"}, "has 'segmentation' .* which is not an RLE"),
+        ({"size": [20, 30], "counts": "\xe9"}, "has 'segmentation' .* which is not an RLE"),
+        ({"size": [20, 30], "counts": "o"}, r"of image \d+, has a mask whose counts are not run"),
+    ],
+)
+def test_masks_of_a_list_that_are_none_have_their_number(wrong, message):
+    given = results(8)
+    given[5]["segmentation"] = wrong
+    with pytest.raises(DataError, match=rf"prediction 5,? {message}"):
+        rles_of(given, np.array([7, 5, 2]))
+    assert len(rles_of(given, np.array([7, 2]))) == 2
+
+
 def test_scalars_of_numpy_are_numbers():
     given = results(3, masks=False)
     scalars = [
@@ -158,12 +242,32 @@ def _changed(columns, **changes):
         ({"mask_offsets": np.zeros(6, np.int64)}, "'mask_offsets' does not rise"),
         ({"mask_offsets": None}, "no array 'mask_offsets'"),
         ({"scores": None}, "no array 'scores'"),
+        ({"mask_areas": np.zeros(5, np.int64)}, "no array 'mask_boxes'"),
+        ({"mask_areas": np.zeros(5)}, "no array 'mask_boxes'"),
     ],
 )
 def test_column_files_of_another_form_are_refused(tmp_path, change, message):
     arrays = _changed(Predictions.from_results(results(5)), **change)
     np.savez(tmp_path / "p.npz", **{k: v for k, v in arrays.items() if v is not None})
     with pytest.raises(DataError, match=rf"p\.npz.*{message}"):
+        read_predictions(tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("mask_areas", 601, "with 601 pixels"),
+        ("mask_areas", -1, "with -1 pixels"),
+        ("mask_boxes", [0, 0, 31, 20], r"in the box \[0, 0, 31, 20\]"),
+        ("mask_boxes", [-1, 0, 30, 20], r"in the box \[-1, 0, 30, 20\]"),
+        ("mask_boxes", [5, 15, 20, 6], r"in the box \[5, 15, 20, 6\]"),
+    ],
+)
+def test_measures_outside_of_the_image_are_refused(tmp_path, name, value, message):
+    columns = Predictions.from_results(results(5)).measured()
+    getattr(columns, name)[3] = value
+    columns.save(tmp_path / "p.npz")
+    with pytest.raises(DataError, match=rf"p\.npz: prediction 3, .* 20 x 30 .*{message}"):
         read_predictions(tmp_path / "p.npz")
 
 
