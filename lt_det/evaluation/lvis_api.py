@@ -18,10 +18,10 @@ import numpy as np
 from tabulate import tabulate
 
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.annotation_masks import AnnotationError
 from lt_det.evaluation.groups import GROUPS, check_groups, group_sizes
 from lt_det.evaluation.json_files import gc_paused, read_json
 from lt_det.evaluation.lvis_ground_truth import (
-    AnnotationError,
     GroundTruth,
     load_ground_truth,
     prepare_ground_truth,

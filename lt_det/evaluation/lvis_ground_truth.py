@@ -13,19 +13,16 @@ import numpy as np
 import pycocotools.mask as mask_utils
 
 from lt_det.errors import DataError, MissingFileError
+from lt_det.evaluation.annotation_masks import is_read, packed, read_masks
 from lt_det.evaluation.groups import GROUPS
 from lt_det.evaluation.json_files import gc_paused, read_json
-from lt_det.evaluation.run_lengths import first_broken_text, pixels_covered
+from lt_det.evaluation.json_stream import NotStreamable, stream_lists
 
 # The largest range of ids for which a table is kept; COCO's image ids are below 600,000.
 _TABLE_SIZE = 1 << 22
-# Pixels. pycocotools walks along the edges of a polygon, for ever where one is not finite.
-_FARTHEST = 1 << 20
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-
-
-class AnnotationError(DataError):
-    """A mask of the annotation file that cannot be used; the message names the annotation."""
+# Of an annotation, what is read.
+_FIELDS = tuple("id image_id category_id bbox area segmentation iscrowd ignore".split())
 
 
 @dataclass(eq=False)
@@ -51,7 +48,8 @@ class GroundTruth:
         boxes: (G, 4) float64 XYWH in pixels.
         areas: (G,) float64 square pixels, above 0: LVISEval leaves other objects out.
         ignore: (G,) bool, marked as `ignore` in the file.
-        segmentations: G masks, as in the file or RLE; None: the object has none.
+        segmentations: G masks, as in the file, with polygons as arrays, or RLE; None: the object
+            has none.
         groups: "r", "c" or "f" per class from the file's `frequency`; None if it has none.
         left_out_images: ids of the file's images that are not evaluated.
         notes: what was left out or filled in, with counts, for the log.
@@ -98,8 +96,8 @@ class GroundTruth:
             AnnotationError: one has no mask, or something else in its place.
         """
         objects = objects.tolist()
-        new = [k for k in objects if not _is_read(self.segmentations[k])]
-        found = _read_masks(
+        new = [k for k in objects if not is_read(self.segmentations[k])]
+        found = read_masks(
             [self.segmentations[k] for k in new],
             self.image_sizes[self.gt_image[np.array(new, dtype=np.int64)]],
             [self.annotation_ids[k] for k in new],
@@ -178,14 +176,57 @@ def load_ground_truth(
             f"no annotation file {path}; the environment variable DETECTRON2_DATASETS moves the "
             "directory of the data sets"
         )
-    dataset = read_json(path)
     try:
-        gt = prepare_ground_truth(dataset, category_ids)
+        with gc_paused():
+            dataset, fields = _read_pieces(path, masks)
+    except NotStreamable:
+        dataset, fields = read_json(path), None
+    try:
+        if fields is None:
+            gt = prepare_ground_truth(dataset, category_ids)
+        else:
+            gt = _prepare(dataset, fields, category_ids)
     except DataError as e:
         raise DataError(f"{path}: {e}") from e
     if not masks:
         gt.segmentations = [None] * len(gt.segmentations)
     return gt
+
+
+def _read_pieces(path: str, masks: bool) -> tuple[dict, dict[str, list]]:
+    """The images and categories of an annotation file, and the fields of its annotations.
+
+    The numbers of polygons are most of a file: they are in memory as arrays, or not at all.
+
+    Args:
+        path: the file.
+        masks: False: keep only the masks that an area is to be computed from.
+
+    Raises:
+        NotStreamable: the file has to be read as a whole.
+    """
+    dataset, fields = {}, {key: [] for key in _FIELDS}
+    for key, entries in stream_lists(path):
+        if key != "annotations":
+            dataset.setdefault(key, []).extend(entries)
+            continue
+        dataset["annotations"] = []
+        found = _fields(entries)
+        if masks:
+            found["segmentation"] = packed(found["segmentation"])
+        else:
+            pairs = zip(found["area"], found["segmentation"], strict=True)
+            found["segmentation"] = [mask if area is None else None for area, mask in pairs]
+        for name, values in found.items():
+            fields[name] += values
+    if not {"images", "annotations", "categories"} <= set(dataset):
+        raise NotStreamable("a list is missing, or is of something else than objects")
+    return dataset, fields
+
+
+def _fields(annotations: Sequence[dict]) -> dict[str, list]:
+    """The values of `_FIELDS` of all annotations; None: it has none."""
+    return {key: [ann.get(key) for ann in annotations] for key in _FIELDS}
 
 
 def _local_path(path: str) -> str:
@@ -220,6 +261,15 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = Non
     """
     if not isinstance(dataset, dict) or not {"images", "categories"} <= set(dataset):
         raise DataError("an annotation file needs 'images' and 'categories'")
+    annotations = _objects(dataset, "annotations") if "annotations" in dataset else []
+    with gc_paused():
+        return _prepare(dataset, _fields(annotations), category_ids)
+
+
+def _prepare(
+    dataset: dict, fields: dict[str, list], category_ids: Sequence[int] | None
+) -> GroundTruth:
+    """See :func:`prepare_ground_truth`; of the annotations there are `_FIELDS`."""
     with gc_paused():
         categories = _select_categories(_objects(dataset, "categories"), category_ids)
         images = sorted(_objects(dataset, "images"), key=_image_id)
@@ -231,8 +281,7 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = Non
         classes = np.array([c["id"] for c in categories], dtype=np.int64)
         lists = [_listed_pairs(images, key, classes, federated) for key in _LISTS]
         sizes = _image_sizes(images)
-        annotations = _objects(dataset, "annotations") if "annotations" in dataset else []
-        objects, notes = _prepare_annotations(annotations, image_ids, sizes, classes)
+        objects, notes = _prepare_annotations(fields, image_ids, sizes, classes)
     others = len(dataset["categories"]) - len(categories)
     if others:
         notes.append(f"{others} categories of the file are not among the classes and are left out")
@@ -347,36 +396,39 @@ def _listed_pairs(images: list[dict], key: str, classes: np.ndarray, federated: 
 
 
 def _prepare_annotations(
-    annotations: Sequence[dict], image_ids: np.ndarray, sizes: np.ndarray, classes: np.ndarray
+    fields: dict[str, list], image_ids: np.ndarray, sizes: np.ndarray, classes: np.ndarray
 ) -> tuple[dict, list[str]]:
     """The columns of the objects, as attributes of `GroundTruth`, and notes."""
     left_out = Counter()
-    image, category = _image_and_class(annotations, image_ids, classes)
-    crowd = np.array([bool(ann.get("iscrowd")) for ann in annotations], dtype=bool)
+    image, category = _image_and_class(fields, image_ids, classes)
+    crowd = np.array(list(map(bool, fields["iscrowd"])), dtype=bool)
     wanted = category >= 0
     left_out["crowd annotations are left out"] = np.count_nonzero(wanted & crowd)
     rows = np.flatnonzero(wanted & ~crowd)
-    own = [annotations[i] for i in rows.tolist()]
-    boxes = _annotation_boxes(own)
-    masks = [ann.get("segmentation") or None for ann in own]
-    areas = _annotation_areas(own)
-    without = np.flatnonzero(np.isnan(areas))
-    without = without[[own[k].get("area") is None for k in without.tolist()]]
+    own = {key: [values[i] for i in rows.tolist()] for key, values in fields.items()}
+    boxes = _annotation_boxes(own["bbox"], own["id"])
+    masks = [mask or None for mask in own["segmentation"]]
+    areas = _annotation_areas(own["area"], own["id"])
+    without = np.array([k for k, area in enumerate(own["area"]) if area is None], dtype=np.int64)
     left_out["annotations have no area; it is computed"] = len(without)
-    areas[without] = _computed_areas([own[k] for k in without], sizes[image[rows[without]]])
-    ignore = np.array([bool(ann.get("ignore")) for ann in own], dtype=bool)
+    areas[without] = _computed_areas(
+        boxes[without],
+        [masks[k] for k in without],
+        sizes[image[rows[without]]],
+        [own["id"][k] for k in without],
+    )
+    ignore = np.array(list(map(bool, own["ignore"])), dtype=bool)
     # The range of `LVIS.get_ann_ids`; it leaves out an area that is not a number as well.
     counted = (areas > 0) & (areas < np.inf)
     dropped = len(areas) - np.count_nonzero(counted)
     left_out["annotations have an area of 0, below 0 or not finite and are left out"] = dropped
     order = np.lexsort((image[rows], category[rows]))
     order = order[counted[order]]
-    ids = [ann.get("id") for ann in own]
     columns = {
         "gt_image": image[rows][order].astype(np.int32),
         "gt_class": category[rows][order].astype(np.int32),
         "gt_row": rows[order],
-        "annotation_ids": [ids[k] for k in order.tolist()],
+        "annotation_ids": [own["id"][k] for k in order.tolist()],
         "boxes": boxes[order],
         "areas": areas[order],
         "ignore": ignore[order],
@@ -386,54 +438,48 @@ def _prepare_annotations(
 
 
 def _image_and_class(
-    annotations: Sequence[dict], image_ids: np.ndarray, classes: np.ndarray
+    fields: dict[str, list], image_ids: np.ndarray, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N,) places of the image and of the class of each annotation; -1: not among the classes."""
-    own_images = [ann.get("image_id") for ann in annotations]
-    own_categories = [ann.get("category_id") for ann in annotations]
-    image = positions(_integers(own_images, "image ids of annotations"), image_ids)
+    image = positions(_integers(fields["image_id"], "image ids of annotations"), image_ids)
     if (image < 0).any():
-        ann = annotations[int(np.argmax(image < 0))]
+        k = int(np.argmax(image < 0))
         raise DataError(
-            f"annotation {ann.get('id')} is of image {ann['image_id']}, which is not in the file"
+            f"annotation {fields['id'][k]} is of image {fields['image_id'][k]}, which is not in "
+            "the file"
         )
-    category = _integers(own_categories, "category ids of annotations")
+    category = _integers(fields["category_id"], "category ids of annotations")
     return image, positions(category, classes)
 
 
-def _annotation_boxes(annotations: list[dict]) -> np.ndarray:
+def _annotation_boxes(boxes: list, ids: list) -> np.ndarray:
     """(G, 4) float64."""
     try:
-        boxes = [ann["bbox"] for ann in annotations]
         if set(map(len, boxes)) <= {4}:
             # Flat, for numpy takes its time over lists of lists.
-            boxes = np.array(list(chain.from_iterable(boxes)), dtype=np.float64).reshape(-1, 4)
-            if np.isfinite(boxes).all():
-                return boxes
-    except (KeyError, TypeError, ValueError):
+            found = np.array(list(chain.from_iterable(boxes)), dtype=np.float64).reshape(-1, 4)
+            if np.isfinite(found).all():
+                return found
+    except (TypeError, ValueError):
         pass
-    for ann in annotations:
-        if "bbox" not in ann:
-            raise DataError(f"annotation {ann.get('id')} has no 'bbox'")
-        box = ann["bbox"]
+    for box, number in zip(boxes, ids, strict=True):
+        if box is None:
+            raise DataError(f"annotation {number} has no 'bbox'")
         try:
             fine = len(box) == 4 and np.isfinite(np.array(box, dtype=np.float64)).all()
         except (TypeError, ValueError):
             fine = False
         if not fine:
-            raise DataError(f"annotation {ann.get('id')} has the bbox {box!r:.60}, not 4 numbers")
+            raise DataError(f"annotation {number} has the bbox {box!r:.60}, not 4 numbers")
     raise AssertionError("no box has a fault")
 
 
-def _annotation_areas(annotations: list[dict]) -> np.ndarray:
+def _annotation_areas(areas: list, ids: list) -> np.ndarray:
     """(G,) float64, NaN where an annotation has none."""
-    areas = [ann.get("area") for ann in annotations]
     for kind in set(map(type, areas)):
         if kind is bool or not issubclass(kind, (numbers.Real, type(None))):
-            ann = next(ann for ann in annotations if type(ann.get("area")) is kind)
-            raise DataError(
-                f"annotation {ann.get('id')} has the area {ann['area']!r:.60}, not a number"
-            )
+            k = next(k for k, area in enumerate(areas) if type(area) is kind)
+            raise DataError(f"annotation {ids[k]} has the area {areas[k]!r:.60}, not a number")
     try:
         # None is NaN in an array of floats.
         return np.array(areas, dtype=np.float64)
@@ -441,141 +487,22 @@ def _annotation_areas(annotations: list[dict]) -> np.ndarray:
         raise DataError(f"an annotation has an area beyond the range of float64: {e}") from e
 
 
-def _computed_areas(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
-    """(G,) square pixels of the masks, or of the boxes where there is no mask.
+def _computed_areas(boxes: np.ndarray, masks: list, sizes: np.ndarray, ids: list) -> np.ndarray:
+    """(M,) square pixels of the masks, or of the boxes where there is no mask.
 
     Args:
-        annotations: G annotations, whose boxes are fine.
-        sizes: (G, 2) height and width of their images.
+        boxes: (M, 4) XYWH.
+        masks: of M annotations; None: none.
+        sizes: (M, 2) height and width of their images.
+        ids: of the annotations.
     """
-    areas = np.array([float(a["bbox"][2]) * float(a["bbox"][3]) for a in annotations])
-    masked = [k for k, ann in enumerate(annotations) if ann.get("segmentation")]
-    masks = [annotations[k]["segmentation"] for k in masked]
-    ids = [annotations[k].get("id") for k in masked]
-    rles = _read_masks(masks, sizes[masked], ids)
-    areas[masked] = mask_utils.area(rles) if rles else 0.0
+    areas = boxes[:, 2] * boxes[:, 3]
+    masked = [k for k, mask in enumerate(masks) if mask]
+    own = [masks[k] for k in masked]
+    rles = read_masks(own, sizes[masked], [ids[k] for k in masked])
+    # One by one: pycocotools counts in 8 bits, see `predictions.MASKS`.
+    areas[masked] = [mask_utils.area(rle) for rle in rles]
     return areas
-
-
-def _is_read(mask) -> bool:
-    """Whether it is of `_read_masks`: counts in a file are text or a list."""
-    return isinstance(mask, dict) and isinstance(mask.get("counts"), bytes)
-
-
-def _read_masks(masks: list, sizes: np.ndarray, annotation_ids: list) -> list[dict]:
-    """Masks of an annotation file as RLE whose counts are bytes.
-
-    Args:
-        masks: M of them, polygons or RLE, also uncompressed; None: none.
-        sizes: (M, 2) ints, height and width of the image of each.
-        annotation_ids: of each, for messages.
-
-    Raises:
-        AnnotationError: one is none of these, or an RLE that has not the size of its image.
-    """
-    rles, sizes = _rasterised(masks, sizes), sizes.tolist()
-    for k in [k for k, rle in enumerate(rles) if rle is None]:
-        mask, number = masks[k], annotation_ids[k]
-        if mask is None:
-            raise AnnotationError(f"annotation {number} has no mask; evaluate boxes only")
-        try:
-            rles[k] = to_rle(mask, sizes[k])
-        # pycocotools raises Exception itself.
-        except Exception as e:
-            raise AnnotationError(
-                f"annotation {number} has the segmentation {mask!r:.60}, which is neither polygons "
-                f"nor an RLE: {e!r:.100}"
-            ) from e
-    given = [k for k, mask in enumerate(masks) if isinstance(mask, dict)]
-    if not given:
-        return rles
-    counts = [rles[k]["counts"] for k in given]
-    ends = np.cumsum([0, *map(len, counts)])
-    broken = first_broken_text(np.frombuffer(b"".join(counts), dtype=np.uint8), ends)
-    if broken is not None:
-        raise AnnotationError(
-            f"annotation {annotation_ids[given[broken]]} has a mask whose counts are not run "
-            f"lengths as pycocotools codes them: {counts[broken]!r:.60}"
-        )
-    for k, pixels in zip(given, pixels_covered(counts).tolist(), strict=True):
-        size = list(rles[k]["size"])
-        if size != sizes[k] or pixels != sizes[k][0] * sizes[k][1]:
-            raise AnnotationError(
-                f"annotation {annotation_ids[k]} has a mask of size {size} "
-                f"whose runs cover {pixels} pixels; its image has height and width {sizes[k]}"
-            )
-        # 130.0, which pycocotools does not take, is equal to 130.
-        rles[k]["size"] = sizes[k]
-    return rles
-
-
-def _rasterised(masks: list, sizes: np.ndarray) -> list[dict | None]:
-    """RLEs of the masks that are polygons, many in a call; None: of others, or if one is wrong."""
-    rles = [None] * len(masks)
-    plain = [k for k, mask in enumerate(masks) if isinstance(mask, list)]
-    polygons = [polygon for k in plain for polygon in masks[k]]
-    try:
-        corners = np.array(list(chain.from_iterable(polygons)))
-        lengths = np.array(list(map(len, polygons)), dtype=np.int64)
-    except TypeError:
-        return rles
-    # One with 4 numbers would be a box.
-    if corners.dtype.kind not in "if" or (lengths < 6).any() or (lengths % 2).any():
-        return rles
-    if not (np.abs(corners) < _FARTHEST).all():
-        return rles
-    corners, ends = corners.astype(np.float64, copy=False), np.cumsum(lengths).tolist()
-    polygons = [corners[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    number = np.array([len(masks[k]) for k in plain], dtype=np.int64)
-    parts = _rasterised_polygons(polygons, np.repeat(sizes[plain], number, axis=0))
-    if len(parts) > len(plain):
-        ends = np.cumsum(number).tolist()
-        parts = [_union(parts[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-    for k, rle in zip(plain, parts, strict=True):
-        rles[k] = rle
-    return rles
-
-
-def _rasterised_polygons(polygons: list[np.ndarray], sizes: np.ndarray) -> list[dict]:
-    """The RLE of each of P polygons in images of (P, 2) height and width; one call a size."""
-    rles = [None] * len(polygons)
-    code = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
-    for size in np.unique(code).tolist():
-        own = np.flatnonzero(code == size).tolist()
-        found = mask_utils.frPyObjects([polygons[i] for i in own], size >> 32, size & 0xFFFFFFFF)
-        for i, rle in zip(own, found, strict=True):
-            rles[i] = rle
-    return rles
-
-
-def _union(rles: list[dict]) -> dict:
-    """Merging takes as long as making them, and a union of one mask is that mask."""
-    return rles[0] if len(rles) == 1 else mask_utils.merge(rles)
-
-
-def to_rle(segmentation, size: Sequence[int]) -> dict:
-    """RLE, with counts as bytes, of polygons, of an uncompressed RLE or of an RLE.
-
-    Args:
-        segmentation: as in an annotation file.
-        size: height and width of the image.
-    """
-    if isinstance(segmentation, list):
-        # pycocotools looks at the first one alone; with 4 numbers that is a box, as for LVISEval.
-        lengths = set(map(len, segmentation))
-        if min(lengths) < 4 or any(n % 2 for n in lengths):
-            raise ValueError("a polygon is x, y of each corner")
-        for polygon in segmentation:
-            if not (
-                -_FARTHEST < min(polygon) and max(polygon) < _FARTHEST and sum(polygon) < np.inf
-            ):
-                raise ValueError("a coordinate is not finite or too far outside")
-        return _union(mask_utils.frPyObjects(segmentation, *size))
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        return mask_utils.frPyObjects(segmentation, *size)
-    counts = counts.encode("ascii") if isinstance(counts, str) else bytes(memoryview(counts))
-    return {"size": list(segmentation["size"]), "counts": counts}
 
 
 def positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

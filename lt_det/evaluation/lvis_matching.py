@@ -355,8 +355,8 @@ def _measure_masks(
         _check_mask_sizes(of, sizes, gt.image_sizes[c.image[of]], name)
 
     def read(of):
-        rles = rles_of(listed, c.row[of])
-        check(of, np.array([rle["size"] for rle in rles]).reshape(-1, 2))
+        rles, sizes = rles_of(listed, c.row[of])
+        check(of, sizes)
         return rles
 
     if listed is not None:

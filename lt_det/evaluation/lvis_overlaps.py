@@ -16,7 +16,7 @@ from lt_det.evaluation.predictions import MASKS, check_runs
 
 # Pairs, or masks, that are looked at together: their arrays stay in the cache of a processor.
 BLOCK = 1 << 15
-MASK_BLOCK = 1 << 10
+MASK_BLOCK = 1 << 11
 # Pairs of masks that are compared in one call.
 _BATCH = 64
 

@@ -8,7 +8,8 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, repeat
+from operator import contains
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -256,10 +257,10 @@ def check_runs(rles: list[dict], name: Callable[[int], str]) -> None:
         name: what a message calls one.
     """
     covered = pixels_covered([rle["counts"] for rle in rles])
-    sizes = np.array([rle["size"] for rle in rles], dtype=np.int64).reshape(-1, 2)
-    wrong = np.flatnonzero(covered != sizes[:, 0] * sizes[:, 1])
+    pixels = [height * width for height, width in (rle["size"] for rle in rles)]
+    wrong = np.flatnonzero(covered != np.array(pixels, dtype=np.int64))
     if len(wrong):
-        height, width = sizes[wrong[0]]
+        height, width = rles[wrong[0]]["size"]
         raise DataError(
             f"{name(int(wrong[0]))} has a mask of {height} x {width} pixels whose runs cover "
             f"{covered[wrong[0]]}"
@@ -295,10 +296,12 @@ def has_masks(results: Sequence[dict] | None) -> bool:
     return bool(results) and "segmentation" in results[0]
 
 
-def rles_of(results: Sequence[dict], rows: np.ndarray) -> list[dict]:
+def rles_of(results: Sequence[dict], rows: np.ndarray) -> tuple[list[dict], np.ndarray]:
     """The masks of some entries in the results format, (M,) ints, as pycocotools takes them.
 
-    Their counts are bytes or text, and the dicts are not copied if that is what they have.
+    Returns:
+        M masks, whose counts are bytes or text; they are not copied if that is what they have.
+        (M, 2) int64 height and width of each.
 
     Raises:
         DataError: an entry has another thing in the place of a mask; the message has its number.
@@ -306,7 +309,7 @@ def rles_of(results: Sequence[dict], rows: np.ndarray) -> list[dict]:
     rows = rows.tolist()
     masks = [results[k]["segmentation"] for k in rows]
     if not masks:
-        return []
+        return [], np.zeros((0, 2), np.int64)
     try:
         sizes = _mask_sizes([m["size"] for m in masks])
         counts = [m["counts"] for m in masks]
@@ -327,7 +330,7 @@ def rles_of(results: Sequence[dict], rows: np.ndarray) -> list[dict]:
         row = rows[broken]
         name = f"prediction {row}, of image {results[row]['image_id']},"
         raise DataError(_broken(name, counts[broken]))
-    return masks
+    return masks, sizes
 
 
 def _columns(results: Sequence[dict], first: int, with_masks: bool) -> Predictions:
@@ -362,7 +365,10 @@ def _same_keys(block: Sequence[dict], with_box: bool, with_mask: bool) -> bool:
     """Whether all entries have a box, a mask or both, as said."""
     if not with_box and not with_mask:
         return False
-    return all(("bbox" in p) == with_box and ("segmentation" in p) == with_mask for p in block)
+    return all(
+        set(map(contains, block, repeat(key))) == {there}
+        for key, there in (("bbox", with_box), ("segmentation", with_mask))
+    )
 
 
 def _numbers(values: list, kind: type) -> list:

@@ -6,12 +6,13 @@ import random
 import numpy as np
 import pytest
 
-from lt_det.data.datasets import column_builder, column_cache, json_stream
+from lt_det.data.datasets import column_builder, column_cache
 from lt_det.data.datasets.column_builder import CoordinateColumn, hundredths
 from lt_det.data.datasets.columns import ColumnFile, read_columns
 from lt_det.data.datasets.lvis_format import _load_entries, load_records
 from lt_det.data.records import ColumnRecords
 from lt_det.errors import DataError
+from lt_det.evaluation import json_stream
 from tests.data.small_sets import random_set, small_set, write_set
 
 # Changes of an annotation: those that are skipped and counted, those that are kept, those that

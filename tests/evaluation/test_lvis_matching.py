@@ -11,6 +11,7 @@ from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation import Matches, Predictions, evaluate_lvis
 from lt_det.evaluation import lvis_ground_truth as ground_truth
 from lt_det.evaluation import lvis_overlaps as overlaps
+from lt_det.evaluation.annotation_masks import read_masks
 from lt_det.evaluation.lvis_ground_truth import positions, prepare_ground_truth
 from lt_det.evaluation.lvis_matching import _greedy, choose_candidates, match
 from lt_det.evaluation.lvis_metrics import RECALLS
@@ -261,13 +262,11 @@ def test_polygons_are_those_of_pycocotools_in_whatever_company():
     for mask, (height, width) in zip(masks, sizes.tolist(), strict=True):
         expected.append(mask_utils.merge(mask_utils.frPyObjects(mask, height, width)))
     ids = list(range(60))
-    assert ground_truth._read_masks(masks, sizes, ids) == expected
-    # Of 4 numbers is a box; others are given as RLE. None changes what the others are.
-    masks[9], masks[20], masks[31] = [[3, 4, 10, 12]], expected[20], [polygon(3), [1, 2, 30, 9]]
-    for k in (9, 31):
-        height, width = sizes[k].tolist()
-        expected[k] = mask_utils.merge(mask_utils.frPyObjects(masks[k], height, width))
-    assert ground_truth._read_masks(masks, sizes, ids) == expected
+    assert read_masks(masks, sizes, ids) == expected
+    # Neither an RLE nor a line of 4 numbers changes what the others are.
+    masks[20], masks[31] = expected[20], [polygon(3), [1, 2, 30, 9]]
+    expected[31] = mask_utils.merge(mask_utils.frPyObjects(masks[31], *sizes[31].tolist()))
+    assert read_masks(masks, sizes, ids) == expected
 
 
 def simple_set(images=2, classes=2):

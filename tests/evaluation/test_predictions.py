@@ -147,12 +147,14 @@ def test_masks_of_a_list_are_those_of_its_columns():
         ),
     }
     for form, own in forms.items():
-        found = rles_of(own, rows)
+        found, sizes = rles_of(own, rows)
+        assert sizes.tolist() == [[20, 30]] * 4
         for rle, wanted in zip(found, expected, strict=True):
             assert rle["size"] == wanted["size"], form
             text = rle["counts"]
             assert (text.encode() if isinstance(text, str) else text) == wanted["counts"], form
-    assert rles_of(given, np.zeros(0, np.int64)) == []
+    none, sizes = rles_of(given, np.zeros(0, np.int64))
+    assert none == [] and sizes.shape == (0, 2)
 
 
 def _with_counts(given, change):
@@ -177,7 +179,7 @@ def test_masks_of_a_list_that_are_none_have_their_number(wrong, message):
     given[5]["segmentation"] = wrong
     with pytest.raises(DataError, match=rf"prediction 5,? {message}"):
         rles_of(given, np.array([7, 5, 2]))
-    assert len(rles_of(given, np.array([7, 2]))) == 2
+    assert rles_of(given, np.array([7, 2]))[0] == [given[k]["segmentation"] for k in (7, 2)]
 
 
 def test_scalars_of_numpy_are_numbers():

@@ -25,7 +25,7 @@ from lt_det.data.datasets.columns import (
     read_columns,
 )
 from lt_det.data.datasets.file_cache import cache_path, file_stamp, lock_if_possible
-from lt_det.data.datasets.json_stream import NotStreamable, stream_lists
+from lt_det.evaluation.json_stream import NotStreamable, stream_lists
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from lt_det.data.datasets import json_stream
-from lt_det.data.datasets.json_stream import NotStreamable, stream_lists
+from lt_det.evaluation import json_stream
+from lt_det.evaluation.json_stream import NotStreamable, stream_lists
 from tests.data.small_sets import random_set
 
 
