@@ -123,17 +123,17 @@ def _last_border(text: bytes, start: int) -> re.Match | None:
     return None
 
 
-def write_json_list(path: str | os.PathLike, pieces: Iterable[list]) -> None:
-    """Write the entries of `pieces` as one JSON list, all or nothing.
+def write_json_list(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
+    """Write one JSON list, all or nothing.
 
-    Entries are written as `orjson` does, which turns NaN into null: check them before.
+    Args:
+        path: the file.
+        pieces: JSON of some entries each, with commas between them.
     """
     with atomic_file(path, binary=True) as f, gc_paused():
         start = b"[\n"
         for entries in pieces:
-            if entries:
-                f.write(start)
-                # Without the brackets, and without a copy.
-                f.write(memoryview(orjson.dumps(entries))[1:-1])
-                start = b",\n"
+            f.write(start)
+            f.write(entries)
+            start = b",\n"
         f.write(b"\n]\n" if start == b",\n" else b"[\n]\n")

@@ -78,7 +78,7 @@ def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None
     if not finite.all():
         row = int(np.argmin(finite))
         raise DataError(f"prediction {row} has a score or box that is not finite")
-    write_json_list(path, predictions.results())
+    write_json_list(path, predictions.json_pieces())
 
 
 def drop_non_finite(predictions: list[dict]) -> tuple[list[dict], int]:

@@ -12,12 +12,18 @@ from itertools import chain, repeat
 from operator import contains
 
 import numpy as np
+import orjson
 import pycocotools.mask as mask_utils
 
 from lt_det.errors import DataError, MissingFileError
 from lt_det.evaluation.json_files import gc_paused
 from lt_det.evaluation.results import atomic_file
-from lt_det.evaluation.run_lengths import first_broken_text, joined, pixels_covered
+from lt_det.evaluation.run_lengths import (
+    first_broken_text,
+    is_run_length_text,
+    joined,
+    pixels_covered,
+)
 
 # Dicts that are read at once: few enough to stay in the cache of a processor between columns.
 BLOCK = 256
@@ -189,6 +195,47 @@ class Predictions:
                 result["segmentation"] = mask
         return results
 
+    def json_pieces(self, block: int = 1024) -> Iterator[bytes]:
+        """The entries of :meth:`results` as JSON with commas between them, `block` at a time.
+
+        Scores and boxes must be finite, see :func:`is_finite`.
+        """
+        for start in range(0, len(self), block):
+            yield self._json_of(slice(start, min(start + block, len(self))))
+
+    def _json_of(self, rows: slice) -> bytes:
+        # Text in between is the same in each row, the lists are what rows differ in.
+        ids = np.stack([self.image_ids[rows], self.category_ids[rows]], axis=1)
+        texts = [b'{"image_id":', _rows_as_json(ids, b',"category_id":'), b',"score":']
+        texts.append(_rows_as_json(self.scores[rows, None].astype(np.float64)))
+        if self.boxes is not None:
+            boxes = _rows_as_json(self.boxes[rows].astype(np.float64))
+            texts += [b',"bbox":[', boxes, b"]"]
+        if self.mask_sizes is not None:
+            texts += [b',"segmentation":{"size":[', _rows_as_json(self.mask_sizes[rows])]
+            texts += [b'],"counts":"', self._counts_as_json(rows), b'"}']
+        texts.append(b"},")
+        number, step = rows.stop - rows.start, len(texts)
+        parts = [b""] * (number * step)
+        for k, text in enumerate(texts):
+            parts[k::step] = [text] * number if isinstance(text, bytes) else text
+        parts[-1] = b"}"
+        return b"".join(parts)
+
+    def _counts_as_json(self, rows: slice) -> list[bytes]:
+        """The text of each mask as a JSON string, without its quotes."""
+        ends = self.mask_offsets[rows.start : rows.stop + 1]
+        ends, codes = ends - ends[0], self.mask_counts[ends[0] : ends[-1]]
+        text = codes.tobytes()
+        if not is_run_length_text(text):
+            pairs = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+            return [orjson.dumps(text[a:b].decode("ascii"))[1:-1] for a, b in pairs]
+        # The one character of the coding that has another form in JSON, of two.
+        doubled = np.flatnonzero(codes == ord("\\"))
+        ends = (ends + np.searchsorted(doubled, ends)).tolist()
+        text = text.replace(b"\\", b"\\\\")
+        return [text[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
     def _masks_as_text(self, rows: slice) -> list[dict]:
         sizes = self.mask_sizes[rows].tolist()
         ends = self.mask_offsets[rows.start : rows.stop + 1]
@@ -196,6 +243,15 @@ class Predictions:
         ends = (ends - ends[0]).tolist()
         ranges = zip(sizes, ends[:-1], ends[1:], strict=True)
         return [{"size": size, "counts": text[a:b]} for size, a, b in ranges]
+
+
+def _rows_as_json(values: np.ndarray, between: bytes = b",") -> list[bytes]:
+    """The text of each of N rows of numbers, with something `between` the numbers of a row."""
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[2:-2]
+    if between != b",":
+        text = text.replace(b"],[", b"\n").replace(b",", between)
+        return text.split(b"\n")
+    return text.split(b"],[")
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

@@ -83,6 +83,12 @@ def _base_32(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---- what pycocotools does not check, and then reads or counts for ever ------------------------
 
 
+def is_run_length_text(text: bytes) -> bool:
+    """Whether all characters are of the coding."""
+    codes = np.frombuffer(text, dtype=np.uint8)
+    return not len(codes) or bool(codes.min() >= _FIRST and codes.max() <= _LAST)
+
+
 def first_broken_text(counts: np.ndarray, offsets: np.ndarray) -> int | None:
     """The first text that no numbers can be read from; None: all are fine.
 
