@@ -25,4 +25,5 @@ if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
   cores="$(getconf _NPROCESSORS_ONLN)"
   export OMP_NUM_THREADS=$((cores < 4 ? cores : 4))
 fi
-exec "$LT_PYTHON" -m pytest "$@"
+# pytest would keep the files of the last three runs, gigabytes; those of failed tests are enough.
+exec "$LT_PYTHON" -m pytest -o tmp_path_retention_policy=failed "$@"

@@ -219,8 +219,9 @@ def images_table():
 
 
 def lvis_table():
-    """The tables of `benchmark.py lvis-eval`, one for each size of the set."""
-    records = json.loads((BENCHMARKS / "lvis_eval.json").read_text())
+    """The tables of `benchmark.py lvis-eval`, one for each size; the last one without `lvis`."""
+    names = ("lvis_eval.json", "lvis_eval_val.json")
+    records = [record for name in names for record in json.loads((BENCHMARKS / name).read_text())]
     return "\n\n".join(
         f"{benchmark_lvis.head(r)}\n\n{benchmark_lvis.table(r['results'])}" for r in records
     )

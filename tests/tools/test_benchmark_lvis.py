@@ -72,7 +72,7 @@ def test_arrays_that_differ_stop_the_benchmark(tmp_path):
     # The next number that float64 has.
     other = {**same, "recall": np.array([1, 1, np.nextafter(1, 0)])}
     np.savez(paths["list"], **other)
-    with pytest.raises(ValueError, match="bbox, list: 1 entries of recall are not lvis's"):
+    with pytest.raises(ValueError, match="bbox, list: 1 entries of recall are not those of lvis"):
         lvis.check_equal("bbox", paths)
 
 
@@ -91,3 +91,7 @@ def test_the_lvis_table_has_ratios_of_medians_to_lvis():
         "| segm | lvis | 70.00 | 1 | 35.00 | 1 | 700 | 1.00 |",
         "| segm | lt_det, list of dicts | 2.00 | 35 | 1.00 | 35 | 20 | 0.03 |",
     ]
+    # Without lvis there are none.
+    text = lvis.table([result("list", 2, 1, 40)]).splitlines()
+    assert text[0] == "| task | evaluation | seconds | of the processor | extra memory, MB |"
+    assert text[2:] == ["| segm | lt_det, list of dicts | 2.00 | 1.00 | 20 |"]
