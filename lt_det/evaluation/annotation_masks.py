@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_utils
 
 from lt_det.errors import DataError
-from lt_det.evaluation.run_lengths import first_broken_text, pixels_covered
+from lt_det.evaluation.run_lengths import first_broken_text, not_run_lengths, pixels_covered
 
 # Pixels. pycocotools walks along the edges of a polygon, for ever where one is not finite.
 _FARTHEST = 1 << 20
@@ -17,6 +17,10 @@ _FARTHEST = 1 << 20
 
 class AnnotationError(DataError):
     """A mask of the annotation file that cannot be used; the message names the annotation."""
+
+
+class Polygons(list):
+    """The polygons of a mask as float64 arrays, x, y of each corner, checked by :func:`packed`."""
 
 
 def is_read(mask) -> bool:
@@ -35,7 +39,7 @@ def read_masks(masks: list, sizes: np.ndarray, annotation_ids: list) -> list[dic
     Raises:
         AnnotationError: one is none of these, or an RLE that has not the size of its image.
     """
-    if any(isinstance(mask, list) and not isinstance(mask[0], np.ndarray) for mask in masks):
+    if any(isinstance(mask, list) and not isinstance(mask, Polygons) for mask in masks):
         masks = packed(masks)
     rles, sizes = _rasterised(masks, sizes), sizes.tolist()
     for k in [k for k, rle in enumerate(rles) if rle is None]:
@@ -58,8 +62,7 @@ def read_masks(masks: list, sizes: np.ndarray, annotation_ids: list) -> list[dic
     broken = first_broken_text(np.frombuffer(b"".join(counts), dtype=np.uint8), ends)
     if broken is not None:
         raise AnnotationError(
-            f"annotation {annotation_ids[given[broken]]} has a mask whose counts are not run "
-            f"lengths as pycocotools codes them: {counts[broken]!r:.60}"
+            f"annotation {annotation_ids[given[broken]]} {not_run_lengths(counts[broken])}"
         )
     for k, pixels in zip(given, pixels_covered(counts).tolist(), strict=True):
         size = list(rles[k]["size"])
@@ -74,42 +77,41 @@ def read_masks(masks: list, sizes: np.ndarray, annotation_ids: list) -> list[dic
 
 
 def packed(masks: list) -> list:
-    """Masks with their polygons as float64 arrays, which take a third of the memory of lists.
+    """Masks with their polygons as arrays, which take a third of the memory of lists.
 
     Args:
         masks: polygons, RLE or None, as in an annotation file.
 
     Returns:
-        The masks; `masks` itself if a polygon is wrong, or a box, which has 4 numbers.
+        The masks, with :class:`Polygons`; `masks` itself if one of all polygons is wrong, or a
+        box, which has 4 numbers.
     """
     plain = [k for k, mask in enumerate(masks) if isinstance(mask, list)]
     polygons = [polygon for k in plain for polygon in masks[k]]
     try:
         corners = np.array(list(chain.from_iterable(polygons)))
         lengths = np.array(list(map(len, polygons)), dtype=np.int64)
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         return masks
-    if corners.dtype.kind not in "if" or (lengths < 6).any() or (lengths % 2).any():
+    if corners.ndim != 1 or corners.dtype.kind not in "if":
         return masks
-    if not (np.abs(corners) < _FARTHEST).all():
+    if (lengths < 6).any() or (lengths % 2).any():
+        return masks
+    if not ((corners > -_FARTHEST) & (corners < _FARTHEST)).all():
         return masks
     corners, ends = corners.astype(np.float64, copy=False), np.cumsum(lengths).tolist()
     arrays = [corners[a:b] for a, b in zip([0, *ends], ends, strict=False)]
     masks, start = list(masks), 0
     for k in plain:
         end = start + len(masks[k])
-        masks[k], start = arrays[start:end], end
+        masks[k], start = Polygons(arrays[start:end]), end
     return masks
 
 
 def _rasterised(masks: list, sizes: np.ndarray) -> list[dict | None]:
     """RLEs of the masks that are packed polygons, many in a call; None: of others."""
     rles = [None] * len(masks)
-    own = [
-        k
-        for k, mask in enumerate(masks)
-        if isinstance(mask, list) and mask and isinstance(mask[0], np.ndarray)
-    ]
+    own = [k for k, mask in enumerate(masks) if isinstance(mask, Polygons)]
     number = np.array([len(masks[k]) for k in own], dtype=np.int64)
     polygons = list(chain.from_iterable(masks[k] for k in own))
     parts = _rasterised_polygons(polygons, np.repeat(sizes[own], number, axis=0))
@@ -134,7 +136,8 @@ def _rasterised_polygons(polygons: list[np.ndarray], sizes: np.ndarray) -> list[
 
 
 def _union(rles: list[dict]) -> dict:
-    """Merging takes as long as making them, and a union of one mask is that mask."""
+    """The union of masks of one image."""
+    # Merging takes as long as making them.
     return rles[0] if len(rles) == 1 else mask_utils.merge(rles)
 
 

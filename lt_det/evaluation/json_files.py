@@ -128,7 +128,7 @@ def write_json_list(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
 
     Args:
         path: the file.
-        pieces: JSON of some entries each, with commas between them.
+        pieces: JSON of some entries each, at least one, with commas between them.
     """
     with atomic_file(path, binary=True) as f, gc_paused():
         start = b"[\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
 from collections import Counter
@@ -48,8 +49,8 @@ class GroundTruth:
         boxes: (G, 4) float64 XYWH in pixels.
         areas: (G,) float64 square pixels, above 0: LVISEval leaves other objects out.
         ignore: (G,) bool, marked as `ignore` in the file.
-        segmentations: G masks, as in the file, with polygons as arrays, or RLE; None: the object
-            has none.
+        segmentations: G masks, as in the file, RLE, or
+            :class:`~lt_det.evaluation.annotation_masks.Polygons`; None: the object has none.
         groups: "r", "c" or "f" per class from the file's `frequency`; None if it has none.
         left_out_images: ids of the file's images that are not evaluated.
         notes: what was left out or filled in, with counts, for the log.
@@ -210,7 +211,9 @@ def _read_pieces(path: str, masks: bool) -> tuple[dict, dict[str, list]]:
         if key != "annotations":
             dataset.setdefault(key, []).extend(entries)
             continue
-        dataset["annotations"] = []
+        dataset["annotations"] = []  # so that it is known to be there
+        if set(map(type, entries)) - {dict}:
+            raise NotStreamable("an entry is no object: the whole list tells its number")
         found = _fields(entries)
         if masks:
             found["segmentation"] = packed(found["segmentation"])
@@ -262,8 +265,7 @@ def prepare_ground_truth(dataset: dict, category_ids: Sequence[int] | None = Non
     if not isinstance(dataset, dict) or not {"images", "categories"} <= set(dataset):
         raise DataError("an annotation file needs 'images' and 'categories'")
     annotations = _objects(dataset, "annotations") if "annotations" in dataset else []
-    with gc_paused():
-        return _prepare(dataset, _fields(annotations), category_ids)
+    return _prepare(dataset, _fields(annotations), category_ids)
 
 
 def _prepare(
@@ -454,24 +456,27 @@ def _image_and_class(
 
 def _annotation_boxes(boxes: list, ids: list) -> np.ndarray:
     """(G, 4) float64."""
-    try:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         if set(map(len, boxes)) <= {4}:
             # Flat, for numpy takes its time over lists of lists.
-            found = np.array(list(chain.from_iterable(boxes)), dtype=np.float64).reshape(-1, 4)
-            if np.isfinite(found).all():
-                return found
-    except (TypeError, ValueError):
-        pass
+            found = np.array(list(chain.from_iterable(boxes)))
+            if found.shape == (4 * len(boxes),) and _are_finite(found):
+                return found.astype(np.float64, copy=False).reshape(-1, 4)
     for box, number in zip(boxes, ids, strict=True):
         if box is None:
             raise DataError(f"annotation {number} has no 'bbox'")
-        try:
-            fine = len(box) == 4 and np.isfinite(np.array(box, dtype=np.float64)).all()
-        except (TypeError, ValueError):
-            fine = False
+        fine = False
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            own = np.array(box)
+            fine = own.shape == (4,) and _are_finite(own)
         if not fine:
             raise DataError(f"annotation {number} has the bbox {box!r:.60}, not 4 numbers")
-    raise AssertionError("no box has a fault")
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _are_finite(values: np.ndarray) -> bool:
+    """Whether all are numbers, none of them NaN or infinite."""
+    return values.dtype.kind in "iuf" and bool(np.isfinite(values).all())
 
 
 def _annotation_areas(areas: list, ids: list) -> np.ndarray:

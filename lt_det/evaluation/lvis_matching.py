@@ -349,7 +349,7 @@ def _measure_masks(
         gt.check_masks()
 
     def name(k):
-        return f"prediction {c.row[k]}, of image {predictions.image_ids[c.row[k]]},"
+        return predictions.name(c.row[k])
 
     def check(of, sizes):
         _check_mask_sizes(of, sizes, gt.image_sizes[c.image[of]], name)
@@ -365,7 +365,7 @@ def _measure_masks(
         masks = MaskSource(lambda of: predictions.masks(c.row[of]))
         if len(c.row):
             check(np.arange(len(c.row)), predictions.mask_sizes[c.row])
-            if predictions.mask_areas is not None and predictions.mask_boxes is not None:
+            if predictions.is_measured:
                 masks.areas = predictions.mask_areas[c.row]
                 masks.boxes = predictions.mask_boxes[c.row]
     return mask_overlaps(masks, gt.rles, c.image, c.first, c.count, THRESHOLDS[0], name)

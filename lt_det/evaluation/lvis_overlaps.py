@@ -17,7 +17,7 @@ from lt_det.evaluation.predictions import MASKS, check_runs
 # Pairs, or masks, that are looked at together: their arrays stay in the cache of a processor.
 BLOCK = 1 << 15
 MASK_BLOCK = 1 << 11
-# Pairs of masks that are compared in one call.
+# Pairs of masks, about, that are compared in one call.
 _BATCH = 64
 
 
@@ -47,8 +47,7 @@ class MaskSource:
     Attributes:
         rles: gives the RLEs of some, (M,) ints.
         areas: (N,) pixels of each, and
-        boxes: (N, 4) XYWH around them, as pycocotools computes both; None, both: not known, nor
-            whether the runs of each mask cover its size.
+        boxes: (N, 4) XYWH around them, as pycocotools computes both; None, both: not known.
     """
 
     rles: Callable[[np.ndarray], list[dict]]
@@ -179,8 +178,7 @@ def _mask_pairs(
     pairs = pairs.select(_box_bound(pairs, block, gt_rles, gt_areas) >= lowest)
     dets, place = np.unique(pairs.det, return_inverse=True)
     rles = block.rles(dets)
-    if not block.is_measured:
-        check_runs(rles, lambda k: name(int(dets[k])))
+    check_runs(rles, lambda k: name(int(dets[k])))
     pairs.iou = _mask_iou(place, pairs.gt, rles, gt_rles)
     pairs = pairs.select(pairs.iou >= lowest)
     return Overlaps(pairs.det, objects[pairs.gt], pairs.iou)
@@ -204,9 +202,9 @@ def _mask_iou(
     """(P,) IoU of pairs of masks.
 
     A call of pycocotools costs as much as some pairs, and it compares all masks with all objects
-    that it gets. So many objects share a call, each with the masks it is paired with, and all of
-    one object are said to be of a width of their own: pycocotools passes over masks of different
-    sizes, and the width alone has no part in what it computes.
+    that it gets. So many objects share a call, each with the masks it is paired with, and each
+    object and its masks are said to have a width that no other has: pycocotools passes over masks
+    of different sizes, and a width that is large enough has no part in what it computes.
 
     Args:
         det: (P,) place in `det_rles`.
@@ -221,7 +219,8 @@ def _mask_iou(
     for start, end in _batches(gt):
         first, last = column[start], column[end - 1] + 1
         own = [gt_rles[k] for k in objects[first:last].tolist()]
-        sizes = [[rle["size"][0], rle["size"][1] + k] for k, rle in enumerate(own)]
+        widest = max(rle["size"][1] for rle in own)
+        sizes = [[rle["size"][0], widest + k] for k, rle in enumerate(own)]
         columns = column[start:end] - first
         table = mask_utils.iou(
             [

@@ -22,6 +22,7 @@ from lt_det.evaluation.run_lengths import (
     first_broken_text,
     is_run_length_text,
     joined,
+    not_run_lengths,
     pixels_covered,
 )
 
@@ -49,8 +50,7 @@ class Predictions:
         mask_offsets: (N + 1,) int64, where in `mask_counts` those of each row begin, and B.
         mask_areas: (N,) int64 pixels of each mask, and
         mask_boxes: (N, 4) int32 XYWH around them, as pycocotools computes both; None: they are
-            computed when needed. They are only for masks that are known to be whole: the run
-            lengths of others are checked.
+            computed when needed. The evaluation takes them as they are, see :meth:`measured`.
     """
 
     image_ids: np.ndarray
@@ -130,7 +130,6 @@ class Predictions:
         """
         if self.mask_sizes is None:
             return self
-        check_masks(self)
         areas, boxes = np.empty(len(self), np.int64), np.empty((len(self), 4), np.int32)
         for start in range(0, len(self), MASKS):
             part = slice(start, start + MASKS)
@@ -138,6 +137,11 @@ class Predictions:
             check_runs(rles, lambda k, start=start: self.name(start + k))
             areas[part], boxes[part] = mask_utils.area(rles), mask_utils.toBbox(rles)
         return replace(self, mask_areas=areas, mask_boxes=boxes)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether areas and boxes of the masks are known."""
+        return self.mask_areas is not None and self.mask_boxes is not None
 
     def name(self, row: int) -> str:
         """What a message calls a row."""
@@ -205,14 +209,17 @@ class Predictions:
 
     def _json_of(self, rows: slice) -> bytes:
         # Text in between is the same in each row, the lists are what rows differ in.
-        ids = np.stack([self.image_ids[rows], self.category_ids[rows]], axis=1)
+        ids = np.stack([self.image_ids[rows], self.category_ids[rows]], axis=1, dtype=np.int64)
         texts = [b'{"image_id":', _rows_as_json(ids, b',"category_id":'), b',"score":']
         texts.append(_rows_as_json(self.scores[rows, None].astype(np.float64)))
         if self.boxes is not None:
             boxes = _rows_as_json(self.boxes[rows].astype(np.float64))
             texts += [b',"bbox":[', boxes, b"]"]
         if self.mask_sizes is not None:
-            texts += [b',"segmentation":{"size":[', _rows_as_json(self.mask_sizes[rows])]
+            texts += [
+                b',"segmentation":{"size":[',
+                _rows_as_json(self.mask_sizes[rows].astype(np.int64)),
+            ]
             texts += [b'],"counts":"', self._counts_as_json(rows), b'"}']
         texts.append(b"},")
         number, step = rows.stop - rows.start, len(texts)
@@ -304,7 +311,7 @@ def check_sizes(predictions: Predictions) -> None:
 
 
 def check_runs(rles: list[dict], name: Callable[[int], str]) -> None:
-    """Raise DataError for the first mask whose runs do not cover its size.
+    """Raise DataError for the first mask whose runs are no such text or do not cover its size.
 
     pycocotools does not come to an end with such masks.
 
@@ -312,8 +319,13 @@ def check_runs(rles: list[dict], name: Callable[[int], str]) -> None:
         rles: masks whose counts are bytes or text.
         name: what a message calls one.
     """
-    covered = pixels_covered([rle["counts"] for rle in rles])
-    pixels = [height * width for height, width in (rle["size"] for rle in rles)]
+    counts = [rle["counts"] for rle in rles]
+    broken = first_broken_text(np.frombuffer(joined(counts), np.uint8), _offsets_of(counts))
+    if broken is not None:
+        raise DataError(f"{name(broken)} {not_run_lengths(counts[broken])}")
+    covered = pixels_covered(counts)
+    # As Python's numbers: those of numpy may be too narrow for the product.
+    pixels = [int(height) * int(width) for height, width in (rle["size"] for rle in rles)]
     wrong = np.flatnonzero(covered != np.array(pixels, dtype=np.int64))
     if len(wrong):
         height, width = rles[wrong[0]]["size"]
@@ -326,22 +338,15 @@ def check_runs(rles: list[dict], name: Callable[[int], str]) -> None:
 def check_masks(predictions: Predictions) -> None:
     """Raise DataError for the first mask whose run lengths are no such text, naming its row.
 
-    Masks whose areas are known were checked before.
+    Not of masks whose areas and boxes are known: nothing reads them but what checks them itself.
     """
-    if predictions.mask_sizes is None or predictions.mask_areas is not None:
+    if predictions.mask_sizes is None or predictions.is_measured:
         return
     row = first_broken_text(predictions.mask_counts, predictions.mask_offsets)
     if row is not None:
         a, b = predictions.mask_offsets[row : row + 2]
         text = predictions.mask_counts[a:b].tobytes()
-        raise DataError(_broken(predictions.name(row), text))
-
-
-def _broken(name: str, text: bytes) -> str:
-    return (
-        f"{name} has a mask whose counts are not run lengths as pycocotools codes them: "
-        f"{text!r:.60}"
-    )
+        raise DataError(f"{predictions.name(row)} {not_run_lengths(text)}")
 
 
 # ---- from dicts ------------------------------------------------------------------------------
@@ -380,12 +385,12 @@ def rles_of(results: Sequence[dict], rows: np.ndarray) -> tuple[list[dict], np.n
             if fault:
                 raise DataError(f"prediction {k} {fault}") from None
         raise
-    offsets = _offsets(list(map(len, counts)))
-    broken = first_broken_text(np.frombuffer(text, dtype=np.uint8), offsets)
+    broken = first_broken_text(np.frombuffer(text, dtype=np.uint8), _offsets_of(counts))
     if broken is not None:
         row = rows[broken]
-        name = f"prediction {row}, of image {results[row]['image_id']},"
-        raise DataError(_broken(name, counts[broken]))
+        image_id = results[row]["image_id"]
+        fault = not_run_lengths(counts[broken])
+        raise DataError(f"prediction {row}, of image {image_id}, {fault}")
     return masks, sizes
 
 
@@ -567,10 +572,12 @@ def _load(path: str) -> Predictions:
             found = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DataError(f"{path} cannot be read: {e}. Is it cut off?") from e
-    missing = [name for name in _COLUMNS if name not in found]
-    for names in (_MASK_COLUMNS, _MEASURES):
-        if any(name in found for name in names):
-            missing += [name for name in names if name not in found]
+    wanted = list(_COLUMNS)
+    if any(name in found for name in (*_MASK_COLUMNS, *_MEASURES)):
+        wanted += _MASK_COLUMNS
+    if any(name in found for name in _MEASURES):
+        wanted += _MEASURES
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(found) or 'none'}")
     names = (*_COLUMNS, "boxes", *_MASK_COLUMNS, *_MEASURES)
@@ -631,6 +638,10 @@ def _check_measures(predictions: Predictions) -> None:
             f"{predictions.name(row)} has a mask of {height[row]} x {width[row]} (height x width) "
             f"with {areas[row]} pixels in the box {predictions.mask_boxes[row].tolist()}"
         )
+
+
+def _offsets_of(texts: list) -> np.ndarray:
+    return _offsets(list(map(len, texts)))
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:

@@ -107,6 +107,12 @@ def first_broken_text(counts: np.ndarray, offsets: np.ndarray) -> int | None:
     return int(np.argmax(unfinished)) if unfinished.any() else None
 
 
+def not_run_lengths(text: bytes | str) -> str:
+    """What a message says of a mask with such counts."""
+    text = text.encode() if isinstance(text, str) else text
+    return f"has a mask whose counts are not run lengths as pycocotools codes them: {text!r:.60}"
+
+
 def joined(texts: Sequence[bytes] | Sequence[str]) -> bytes:
     """One after the other; characters that are not of the coding may raise UnicodeEncodeError."""
     if texts and isinstance(texts[0], str):

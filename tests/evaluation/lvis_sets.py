@@ -18,10 +18,15 @@ SIZE = 130  # pixels; room for all three ranges of area (32^2, 96^2)
 SIDES = (3, 8, 16, 32, 33, 60, 96)
 
 
-def encode(box, size: int = SIZE) -> dict:
+def width_of(image_id: int) -> int:
+    """Widths of images differ by a few pixels, and some are equal."""
+    return SIZE + image_id % 4
+
+
+def encode(box, size: int = SIZE, width: int | None = None) -> dict:
     """A box without its lower right quarter, so that mask and box differ in area and IoU."""
     x, y, w, h = (int(v) for v in box)
-    mask = np.zeros((size, size), dtype=np.uint8)
+    mask = np.zeros((size, width or size), dtype=np.uint8)
     mask[y : y + h, x : x + w] = 1
     mask[y + h // 2 : y + h, x + w // 2 : x + w] = 0
     rle = mask_utils.encode(np.asfortranarray(mask))
@@ -40,7 +45,7 @@ def random_set(seed: int) -> tuple[dict, list[dict]]:
         {
             "id": i,
             "height": SIZE,
-            "width": SIZE,
+            "width": width_of(i),
             "neg_category_ids": [c for c in category_ids if rng.random() < 0.4],
             "not_exhaustive_category_ids": [c for c in category_ids if rng.random() < 0.3],
         }
@@ -75,11 +80,13 @@ def _box(rng) -> list[int]:
 
 def _annotation(rng, image_id: int, category_ids: list[int]) -> dict:
     x, y, w, h = box = _box(rng)
-    mask = encode(box)
+    mask = encode(box, width=width_of(image_id))
     area = float(mask_utils.area(mask))
     if rng.random() < 0.2:
         area = float(rng.choice([0, 1024, 9216, 500, 2000]))
     polygon = [[x, y, x + w, y, x + w, y + h]]
+    if image_id % 2:
+        polygon.append([x, y, x + w / 3, y + h, x, y + h])
     annotation = {
         "image_id": image_id,
         "category_id": int(rng.choice(category_ids)),
@@ -109,7 +116,7 @@ def _prediction(rng, image_id: int, own: list[dict], category_ids: list[int]) ->
         "bbox": [float(v) for v in box],
         # One decimal: many equal scores within and across images.
         "score": round(rng.random(), 1),
-        "segmentation": encode(box),
+        "segmentation": encode(box, width=width_of(image_id)),
     }
 
 

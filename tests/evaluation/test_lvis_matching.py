@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -12,6 +13,7 @@ from lt_det.evaluation import Matches, Predictions, evaluate_lvis
 from lt_det.evaluation import lvis_ground_truth as ground_truth
 from lt_det.evaluation import lvis_overlaps as overlaps
 from lt_det.evaluation.annotation_masks import read_masks
+from lt_det.evaluation.json_stream import stream_lists
 from lt_det.evaluation.lvis_ground_truth import positions, prepare_ground_truth
 from lt_det.evaluation.lvis_matching import _greedy, choose_candidates, match
 from lt_det.evaluation.lvis_metrics import RECALLS
@@ -406,7 +408,14 @@ def test_masks_of_the_ground_truth_become_rle_once_and_the_content_of_the_file_s
         (lambda d: d["images"][0].update(id="1"), "an image id must be a whole number, got '1'"),
         (lambda d: d["categories"][0].update(id="1"), "category ids must be whole .* '1'"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\], not 4 numbers"),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "not 4 numbers"),
+        *(
+            (lambda d, box=box: d["annotations"][0].update(bbox=box), "not 4 numbers")
+            for box in (
+                *([1, 2, 3, float("nan")], [1, 2, 3, "4"], [0, 0, 10**400, 5], [1, 2, 3, None]),
+                *([[1], [2], [3], [4]], [[0, 0], [5, 5], [9, 9], [5, 5]], [1, 2, 3, [4]]),
+                *("0055", {"0": 1, "1": 1, "5": 1, "6": 1}, 7),
+            )
+        ),
         (lambda d: d["annotations"][0].update(category_id="1"), "category ids of ann.* '1'"),
         (lambda d: d["categories"].append(d["categories"][0]), "category .* more than once"),
         (lambda d: d["images"][0].update(height=None), "image .* has the height None"),
@@ -451,6 +460,9 @@ def test_annotation_files_that_cannot_be_used(change, message):
         [[1, 2, 3, 4, 5, None]],
         [[1, 2, 3, 4, 5, float("nan")]],
         [[1, 2, 3, 4, 5, 1e15]],
+        [[1, 2, 3, 4, 5, -(2**63)]],
+        [[1, 2, 3, 4, 5, [6], 7, 8]],
+        [[[0, 0], [5, 0], [5, 5], [0, 5], [0, 3], [0, 1]]],
         {"size": [130, 130]},
         {"counts": "04"},
         {"size": [130, 130], "counts": None},
@@ -472,6 +484,57 @@ def test_annotations_whose_segmentation_is_none_are_named(tmp_path, segmentation
     path.write_text(json.dumps(dataset))
     with pytest.raises(DataError, match=message):
         evaluate_lvis(path, predictions, ["bbox"])
+
+
+def test_polygons_as_arrays_are_checked_as_well():
+    dataset, predictions = masked(lambda m: m)
+    (annotation,) = dataset["annotations"]
+    polygon = [10.0, 10.0, 50.0, 10.0, 50.0, 50.0, 10.0, 50.0]
+    annotation["segmentation"] = [polygon]
+    expected = evaluate_lvis(dataset, predictions, ["segm"])
+    annotation["segmentation"] = [np.array(polygon)]
+    found = evaluate_lvis(dataset, predictions, ["segm"])
+    assert np.array_equal(found.precision["segm"], expected.precision["segm"])
+    for wrong in (float("nan"), 1e12):
+        for more in ([], [[0, 0, 5, 0, 5, 5]]):
+            annotation["segmentation"] = [np.array([*polygon[:-1], wrong]), *more]
+            with pytest.raises(DataError, match="annotation 5 has the segmentation"):
+                evaluate_lvis(dataset, predictions, ["segm"])
+
+
+@pytest.mark.parametrize("entry", [5, None, "x", [], [{"id": 1}]])
+@pytest.mark.parametrize("place", [0, 1])
+def test_entries_that_are_no_annotations_are_named(tmp_path, entry, place):
+    dataset, predictions = masked(lambda m: m)
+    dataset["annotations"].insert(place, entry)
+    (tmp_path / "gt.json").write_text(json.dumps(dataset))
+    for source in (dataset, tmp_path / "gt.json"):
+        message = f"'annotations' must hold objects, entry {place} is"
+        with pytest.raises(DataError, match=message):
+            evaluate_lvis(source, predictions)
+
+
+def test_a_file_gives_what_its_content_gives(tmp_path, monkeypatch):
+    """In pieces, in any order of the keys, and as a whole, which NaN makes necessary."""
+    for seed in SEEDS[:8]:
+        dataset, predictions = random_set(seed)
+        if not predictions:
+            continue
+        expected = evaluate_lvis(dataset, predictions)
+        texts = [json.dumps(dict(list(dataset.items())[::step])) for step in (1, -1)]
+        texts.append(json.dumps({**dataset, "info": float("nan")}, indent=1))
+        for block in (64, 1 << 19):
+            monkeypatch.setattr(
+                ground_truth, "stream_lists", partial(stream_lists, block_bytes=block)
+            )
+            for text in texts:
+                (tmp_path / "gt.json").write_text(text)
+                found = evaluate_lvis(tmp_path / "gt.json", predictions)
+                for task, precision in expected.precision.items():
+                    assert np.array_equal(found.precision[task], precision)
+                    assert np.array_equal(found.recall[task], expected.recall[task])
+                alone = evaluate_lvis(tmp_path / "gt.json", predictions, ["bbox"])
+                assert np.array_equal(alone.precision["bbox"], expected.precision["bbox"])
 
 
 def test_an_area_of_null_is_none_and_other_areas_that_leave_objects_out_are_counted():
@@ -532,6 +595,25 @@ def test_what_does_not_fit_names_the_file_of_the_predictions(tmp_path, change, m
         evaluate_lvis(dataset, tmp_path / "p.npz")
     with pytest.raises(DataError, match=f"^{message}"):
         evaluate_lvis(dataset, predictions)
+
+
+@pytest.mark.parametrize("counts", ["055", "o", [1310, 16000]])
+def test_runs_are_checked_where_areas_and_boxes_are_given(tmp_path, counts):
+    dataset, predictions = masked(lambda m: {**m, "counts": counts})
+    columns = Predictions.from_results(predictions)
+    measures = {"mask_areas": np.full(2, 1200), "mask_boxes": np.full((2, 4), [10, 10, 40, 40])}
+    replace(columns, **measures).save(tmp_path / "p.npz")
+    with pytest.raises(DataError, match=r"p\.npz: prediction 1, of image 1, has a mask"):
+        evaluate_lvis(dataset, tmp_path / "p.npz")
+
+
+def test_sizes_of_masks_may_be_narrow_numbers_of_numpy():
+    dataset, predictions = masked(lambda m: m)
+    expected = evaluate_lvis(dataset, predictions).metrics["segm"]
+    for kind in (np.uint8, np.int16):
+        for p in predictions:
+            p["segmentation"] = {**p["segmentation"], "size": np.array([130, 130], kind)}
+        assert str(evaluate_lvis(dataset, predictions).metrics["segm"]) == str(expected)
 
 
 def test_masks_of_a_list_are_read_only_where_they_count(tmp_path):

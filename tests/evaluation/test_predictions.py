@@ -69,6 +69,11 @@ def test_json_is_what_orjson_makes_of_the_results(boxes, masks):
         # Broken, but kept: what was computed is not lost.
         given[5]["segmentation"]["counts"] = 'a"b\n\x7f'
         assert b"[%b]" % next(Predictions.from_results(given).json_pieces()) == orjson.dumps(given)
+    # Columns of other types are written as the numbers they are.
+    other = replace(columns, image_ids=abs(columns.image_ids).astype(np.uint64))
+    if masks:
+        other = replace(other, mask_sizes=columns.mask_sizes.astype(">i4"))
+    assert orjson.loads(b"[%b]" % next(other.json_pieces())) == next(other.results())
     # Columns of float32 are written as the numbers they are.
     narrow = replace(columns, scores=columns.scores.astype(np.float32))
     found = orjson.loads(b"[%b]" % next(narrow.json_pieces()))
@@ -268,7 +273,15 @@ def _changed(columns, **changes):
         ({"mask_offsets": None}, "no array 'mask_offsets'"),
         ({"scores": None}, "no array 'scores'"),
         ({"mask_areas": np.zeros(5, np.int64)}, "no array 'mask_boxes'"),
-        ({"mask_areas": np.zeros(5)}, "no array 'mask_boxes'"),
+        ({"mask_boxes": np.zeros((5, 4), np.int32)}, "no array 'mask_areas'"),
+        (
+            {
+                **dict.fromkeys(("mask_sizes", "mask_counts", "mask_offsets")),
+                "mask_areas": np.zeros(5, np.int64),
+                "mask_boxes": np.zeros((5, 4), np.int32),
+            },
+            "no array 'mask_sizes'",
+        ),
     ],
 )
 def test_column_files_of_another_form_are_refused(tmp_path, change, message):
