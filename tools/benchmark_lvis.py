@@ -78,7 +78,9 @@ def write_set(folder: Path, num_images: int, seed: int = 0) -> None:
 
 def _image(rng: np.random.Generator, weights: np.ndarray, image_id: int) -> tuple[dict, tuple]:
     """The entry of an image, and (class ids, (M, 4) boxes) of its objects."""
-    height, width = (480, 640) if rng.random() < 0.7 else (640, 480)
+    # As in COCO: the long side is 640 pixels, the short side often 480 and else of any size.
+    short = 480 if rng.random() < 0.5 else int(rng.integers(360, 500))
+    height, width = (short, 640) if rng.random() < 0.7 else (640, short)
     number = min(1 + rng.geometric(1 / OBJECTS), 200)
     present = np.unique(rng.choice(CLASSES, CLASSES_PER_IMAGE, p=weights)) + 1
     classes = rng.choice(present, number)
