@@ -355,7 +355,7 @@ def add_parser(parts) -> None:
         nargs="+",
         choices=WAYS,
         default=list(WAYS),
-        help="lvis needs 20 GB for the 19,809 images of the validation set, for masks more",
+        help="without lvis for sets that it has not the memory for",
     )
     evaluation.add_argument("--repeats", type=positive, default=3)
     evaluation.add_argument("--output", type=Path, help="JSON file for all samples")

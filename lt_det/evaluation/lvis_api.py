@@ -165,7 +165,8 @@ def evaluate_lvis(
         ground_truth: annotations in LVIS or COCO format: a file, its content, or of
             :func:`load_ground_truth`.
         predictions: in the results format: a file, its content, or columns; a file or folder of
-            columns. Those whose score or box is not finite are left out, with a warning.
+            columns. Those whose score or box is not finite are left out, with a warning. Of a list
+            of dicts the masks are read, and checked, only of the detections that take part.
         tasks: of "bbox" and "segm". None: those that the predictions have boxes or masks for;
             both, with AP 0, if there are no predictions.
         protocol: "standard": each image keeps `max_detections`. "fixed_ap": each class keeps
